@@ -1,0 +1,128 @@
+"""The one self-attention of the project: Attention(X) = softmax(Q Kᵀ / sqrt(d_k)) V with Q = X W_Q, K = X W_K, V = X W_V.
+
+Two paths give the same result: `forward` runs the fused kernel and is for training; `weigh` also returns the softmax
+weights and is what is exported. A test holds both to a float64 reference written from the formula.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product self-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    W_Q, W_K and W_V stand stacked in `qkv`, in this order; `output` is W_O. d_k = width / heads.
+    """
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads = heads
+        self.head_width = width // heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width), fused."""
+        query, key, value = self._project(x)
+        return self._merge(F.scaled_dot_product_attention(query, key, value))
+
+    def weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, width) -> the same result, and the weights (B, H, N, N): row i is what each token gave to token i."""
+        query, key, value = self._project(x)
+        scores = query @ key.transpose(-2, -1) / math.sqrt(self.head_width)  # (B, H, N, N)
+        weights = scores.softmax(dim=-1)
+        return self._merge(weights @ value), weights
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, tokens, _ = x.shape
+        stacked = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.head_width)
+        query, key, value = stacked.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d_k)
+        return query, key, value
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        batch, _, tokens, _ = heads.shape
+        return self.output(heads.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Mlp(nn.Sequential):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block: x + Attention(LN(x)), then x + MLP(LN(x)), each branch under stochastic depth."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_hidden: int, *, qkv_bias: bool = True, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, qkv_bias=qkv_bias)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_hidden)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width)."""
+        x = x + self._drop(self.attention(self.attention_norm(x)))
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as `forward` in evaluation mode, and the attention weights (B, H, N, N)."""
+        attended, weights = self.attention.weigh(self.attention_norm(x))
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), weights
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth a sample (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device, dtype=branch.dtype) < keep
+        return branch * mask / keep
+
+
+class Encoder(nn.Module):
+    """A stack of blocks and the closing norm; stochastic depth grows linearly from 0 to `drop_path`."""
+
+    def __init__(
+        self, layers: int, width: int, heads: int, mlp_hidden: int, *, qkv_bias: bool = True, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                width, heads, mlp_hidden, qkv_bias=qkv_bias, drop_path=drop_path * index / max(layers - 1, 1)
+            )
+            for index in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width), normed."""
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def weigh(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the attention weights of each layer, (B, H, N, N)."""
+        attention = []
+        for block in self.blocks:
+            x, weights = block.weigh(x)
+            attention.append(weights)
+        return self.norm(x), tuple(attention)
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Truncated normal of std 0.02 for linear weights, zero biases (Dosovitskiy et al. 2021, DeiT)."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

@@ -1,0 +1,82 @@
+"""A recipe: everything that decides a training run, read from TOML into frozen types. An unknown key is an error."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from export.nets import NetConfig
+from saccade.errors import RecipeError
+from saccade.manifest import Frozen, MapName, Preprocessing
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class DataConfig(Frozen):
+    """Where pictures come from: CIFAR-10 in its binary layout, an image folder, or scikit-learn's digits."""
+
+    kind: Literal["cifar10", "folder", "digits"]
+
+
+class TrainingConfig(Frozen):
+    """How the weights are found. Rates are for the batch given; the schedule is linear warm-up, then a cosine to 0."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_epochs: float = Field(ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay a step of the moving average of the weights, which is what is evaluated and kept; 0 switches it off."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    shift: int = Field(0, ge=0)
+    """Random translation by up to this many pixels, edges reflected."""
+    flip: bool = False
+    """Horizontal flips, alternating from epoch to epoch."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward and backward pass, under autocast; weights and optimizer stay float32."""
+
+
+class CardConfig(Frozen):
+    """The words of the card that no measurement gives."""
+
+    summary: str
+    license: str
+    limits: str = ""
+
+
+class Recipe(Frozen):
+    seed: int
+    default_maps: tuple[MapName, ...]
+    card: CardConfig
+    data: DataConfig
+    preprocessing: Preprocessing
+    net: NetConfig
+    training: TrainingConfig
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the net's input."""
+        return self.preprocessing.height, self.preprocessing.width
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Reads a recipe by path, or by the name of one in export/recipes. Raises RecipeError naming file and key."""
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = RECIPES / f"{name_or_path}.toml"
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise RecipeError(f"no recipe {name_or_path!r}: give a TOML file or one of {known}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{path}: {where}: {first['msg']} ({error.error_count()} in all)") from error

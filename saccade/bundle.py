@@ -1,0 +1,192 @@
+"""A bundle on disk: models/<name>/<version>/. The only code that knows its file names.
+
+A bundle is written whole or not at all, and opened only if every file is what the manifest says.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from saccade.errors import BundleError
+from saccade.manifest import SCHEMA_VERSION, FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.npz"
+FILES = (GRAPH, WEIGHTS, GOLDEN)
+
+
+class Bundle:
+    """An opened bundle: its folder and its manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+    @property
+    def golden(self) -> Path:
+        return self.folder / GOLDEN
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Reads the manifest and checks name, version, sizes and checksums. Raises BundleError naming the two values."""
+    manifest = _read_manifest(folder / MANIFEST)
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        raise BundleError(
+            f"{folder} holds {manifest.name!r} version {manifest.version}; the folder must be called "
+            f"{manifest.name}/{manifest.version}"
+        )
+    missing = [name for name in FILES if name not in manifest.files]
+    if missing:
+        raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry)
+    return Bundle(folder, manifest)
+
+
+def find_bundles(models: Path) -> list[Path]:
+    """Folders models/<name>/<version>/ that hold a manifest, by name and rising version."""
+    if not models.is_dir():
+        raise BundleError(f"no folder of models at {models}")
+    found = [path.parent for path in models.glob(f"*/*/{MANIFEST}") if path.parent.name.isdigit()]
+    return sorted(found, key=lambda folder: (folder.parent.name, int(folder.name)))
+
+
+def resolve_bundle(models: Path, model: str) -> Path:
+    """The folder of `name` (its highest version) or `name@version`, or a path of a bundle. Raises BundleError."""
+    if (Path(model) / MANIFEST).is_file():
+        return Path(model).resolve()
+    name, _, version = model.partition("@")
+    matching = [folder for folder in find_bundles(models) if folder.parent.name == name and version in ("", folder.name)]
+    if not matching:
+        known = ", ".join(f"{folder.parent.name}@{folder.name}" for folder in find_bundles(models)) or "none"
+        raise BundleError(f"no model {model!r} in {models}; there are: {known}")
+    return matching[-1]
+
+
+def next_version(models: Path, name: str) -> int:
+    """One more than the highest version of `name`; 1 for a new name."""
+    taken = [int(folder.name) for folder in (models / name).glob("*") if folder.name.isdigit()]
+    return max(taken, default=0) + 1
+
+
+def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], Mapping[str, Any]]) -> Bundle:
+    """Creates models/<name>/<version>/ in one step.
+
+    `build` gets an empty folder, writes `FILES` into it, and returns the manifest's fields but for schema_version,
+    name, version and files. If anything fails, a full disk included, nothing is left behind. Raises BundleError.
+    """
+    target = models / name / str(version)
+    if target.exists():
+        raise BundleError(f"{target} exists already; a version is never written twice")
+    new_parent = not target.parent.exists()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{version}.part-", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"could not write to {models}: {error}") from error
+    try:
+        fields = build(scratch)
+        identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version}
+        manifest = Manifest.model_validate({**identity, **fields, "files": _entries(scratch)})
+        _write_synced(scratch / MANIFEST, _to_json(manifest))
+        scratch.chmod(0o755)  # mkdtemp keeps others out; a bundle is there to be read
+        os.rename(scratch, target)
+    except (OSError, ValidationError) as error:
+        raise BundleError(f"could not write {target}: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if new_parent and not target.exists():
+            _remove_if_empty(target.parent)
+    return Bundle(target, manifest)
+
+
+def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> Bundle:
+    """Replaces fields of the manifest, and files with it. All is on disk before the first name changes."""
+    files = files or {}
+    entries = {**bundle.manifest.files, **{name: _entry(content) for name, content in files.items()}}
+    manifest = Manifest.model_validate(
+        {**bundle.manifest.model_dump(), **fields, "files": {name: entry for name, entry in entries.items()}}
+    )
+    contents = {**files, MANIFEST: _to_json(manifest)}
+    parts = {name: bundle.folder / f".{name}.part" for name in contents}
+    try:
+        for name, content in contents.items():
+            _write_synced(parts[name], content)
+        for name, part in parts.items():
+            os.replace(part, bundle.folder / name)
+    except OSError as error:
+        raise BundleError(f"could not write to {bundle.folder}: {error}") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return Bundle(bundle.folder, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise BundleError(f"could not read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']}; the value is {first['input']!r}"[:500]) from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    if Path(name).name != name:
+        raise BundleError(f"{folder / MANIFEST} lists {name!r}, which is not in the folder")
+    try:
+        with (folder / name).open("rb") as file:
+            size, seen = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"could not read {folder / name}: {error.strerror}") from error
+    if size != entry.bytes:
+        raise BundleError(f"{folder / name} has {size} bytes; the manifest says {entry.bytes}")
+    if seen != entry.sha256:
+        raise BundleError(f"{folder / name} has sha256 {seen}; the manifest says {entry.sha256}")
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    return {path.name: _entry(path.read_bytes()) for path in sorted(folder.iterdir())}
+
+
+def _entry(content: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def _to_json(manifest: Manifest) -> bytes:
+    return (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # somebody else's bundle is in it by now

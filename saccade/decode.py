@@ -1,0 +1,96 @@
+"""Bytes that somebody sent -> an upright RGB picture. The only decoder; limits hold before pixels are decoded.
+
+Embedded colour profiles are not applied: training pictures are read the same way.
+"""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from saccade.errors import ImageTooLarge, InvalidImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000
+
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_WITHOUT_RANGE = ("F",)
+
+
+def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes the first frame, turns it upright by its EXIF orientation, and lays transparency onto `background`.
+
+    Raises InvalidImage for bytes that are no whole picture of `FORMATS`, ImageTooLarge for more than `max_pixels`.
+    """
+    if not data:
+        raise InvalidImage("the picture is empty (0 bytes)")
+    try:
+        return _upright_rgb(_load(data, max_pixels), background)
+    except (InvalidImage, ImageTooLarge):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"the picture has more than the limit of {max_pixels} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise InvalidImage(
+            f"the {len(data)} bytes are not a picture in one of the formats {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files, struct.error included
+        raise InvalidImage(f"the picture is damaged or cut short ({len(data)} bytes): {_reason(error)}") from error
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of a picture that came as base64 (RFC 4648, padded). Raises InvalidImage."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidImage(f"the picture is not valid base64: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    pixels = picture.width * picture.height
+    if pixels > max_pixels:
+        raise ImageTooLarge(
+            f"the picture has {picture.width} x {picture.height} = {pixels} pixels; the limit is {max_pixels}"
+        )
+    # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a later
+    # load() pass the damaged picture as whole.
+    picture.load()
+    return picture
+
+
+def _upright_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    upright = _upright(picture)
+    if upright.mode in _WITHOUT_RANGE:
+        raise InvalidImage(f"pixels of mode {upright.mode} (float) have no agreed range: send 8 or 16 bits a channel")
+    if upright.mode in _SIXTEEN_BITS:
+        upright = _eight_bits(upright)
+    if upright.has_transparency_data:
+        backdrop = Image.new("RGBA", upright.size, (*background, 255))
+        upright = Image.alpha_composite(backdrop, upright.convert("RGBA"))
+    return upright if upright.mode == "RGB" and type(upright) is Image.Image else upright.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turned: Any = ImageOps.exif_transpose(picture)
+    except Exception:  # a damaged EXIF block beside whole pixels: every viewer shows such a picture as it is stored
+        return picture
+    return picture if turned is None else turned
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit greyscale -> L, rounded; Pillow's own conversion clips everything above 255 to white."""
+    wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+    narrow = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if "transparency" in picture.info:
+        level = picture.info["transparency"]
+        alpha = Image.fromarray(np.where(wide == level, 0, 255).astype(np.uint8))
+        narrow.putalpha(alpha)
+    return narrow

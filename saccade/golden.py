@@ -1,0 +1,105 @@
+"""golden.npz: a few made pictures with what the source model answers; the service runs them before it says ready.
+
+Logits and maps stand whole; of each attention layer 8 rows, chosen by a fixed seed. The pictures are made here, so
+that the file may be redistributed with any model.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade.errors import BundleError
+from saccade.manifest import Manifest
+from saccade.preprocess import normalize
+
+MAX_BYTES = 1_000_000
+ATTENTION_ROWS = 8
+PICTURES = 4
+SEED = 7
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+def made_pictures(count: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    """Pictures that belong to nobody, (count, height, width, 3): sums of random waves with noise, deterministic."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
+    pictures = np.empty((count, height, width, 3))
+    for picture in pictures:
+        for channel in range(3):
+            down, right = generator.normal(0, 6, (2, 4, 1, 1))
+            phase, strength = generator.uniform(0, 2 * np.pi, (4, 1, 1)), generator.uniform(10, 45, (4, 1, 1))
+            waves = strength * np.sin(down * rows / height + right * columns / width + phase)
+            picture[..., channel] = generator.uniform(60, 190) + waves.sum(0)
+        picture += generator.normal(0, generator.uniform(0, 20), picture.shape)
+    return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+
+
+def golden_file(manifest: Manifest, answer: Callable[[NDArray[np.float32]], Arrays]) -> bytes:
+    """The content of golden.npz. `answer` is the source model: (n, 3, H, W) -> outputs by name."""
+    spec = manifest.preprocessing
+    for count in (PICTURES, 2, 1):
+        pictures = made_pictures(count, spec.height, spec.width, SEED)
+        outputs = answer(normalize(pictures, spec))
+        arrays: dict[str, NDArray[np.generic]] = {"pictures": pictures}
+        generator = np.random.default_rng(SEED)
+        for name in manifest.outputs:
+            if _kind(name) == "attention":
+                rows = np.sort(generator.permutation(outputs[name].shape[2])[:ATTENTION_ROWS])
+                arrays[name], arrays[f"{name}_rows"] = outputs[name][:, :, rows], rows
+            else:
+                arrays[name] = outputs[name]
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        if buffer.tell() <= MAX_BYTES:
+            return buffer.getvalue()
+    raise BundleError(f"golden.npz would have {buffer.tell()} bytes; the limit is {MAX_BYTES}")
+
+
+def golden_differences(
+    manifest: Manifest, path: Path, answer: Callable[[NDArray[np.float32]], Arrays]
+) -> dict[str, float]:
+    """Largest absolute difference of each output of `answer` from golden.npz; inf where a value is not finite."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+        outputs = answer(normalize(golden["pictures"], manifest.preprocessing))
+        return {name: _difference(golden, name, outputs[name]) for name in manifest.outputs}
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path} does not fit the manifest: {error}") from error
+
+
+def check_golden(
+    manifest: Manifest, path: Path, provider: str, answer: Callable[[NDArray[np.float32]], Arrays]
+) -> None:
+    """Raises BundleError unless every output is within the manifest's tolerance for this execution provider."""
+    tolerance = manifest.tolerance.get(provider)
+    if tolerance is None:
+        known = ", ".join(manifest.tolerance)
+        raise BundleError(f"{manifest.id} states no tolerance for {provider}; it states them for {known}")
+    for name, difference in golden_differences(manifest, path, answer).items():
+        allowed = tolerance.get(_kind(name))
+        if allowed is None:
+            raise BundleError(f"{manifest.id} states no tolerance for {_kind(name)} on {provider}")
+        if not difference <= allowed:
+            raise BundleError(
+                f"{manifest.id} on {provider}: output {name} is {difference:.3g} away from its golden values; "
+                f"{allowed:.3g} is allowed"
+            )
+
+
+def _kind(output: str) -> str:
+    return re.sub(r"_\d+$", "", output)
+
+
+def _difference(golden: Mapping[str, NDArray[np.generic]], name: str, output: NDArray[np.float32]) -> float:
+    seen = output[:, :, golden[f"{name}_rows"]] if f"{name}_rows" in golden else output
+    expected = golden[name]
+    if seen.shape != expected.shape:
+        raise ValueError(f"output {name} has shape {seen.shape}; golden.npz has {expected.shape}")
+    difference = float(np.max(np.abs(seen.astype(np.float64) - expected)))
+    return difference if np.isfinite(difference) else float("inf")

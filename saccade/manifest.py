@@ -1,0 +1,237 @@
+"""The types of manifest.json: what a bundle promises, in one place, read by the service and written by the exporter.
+
+Every type is frozen and refuses unknown keys, so a typo or a manifest of a later schema fails at load and not at the
+first request.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+MapName = Literal["pooling", "rollout", "class"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+class Frozen(BaseModel):
+    """Base of all types of the manifest, of recipes and of requests: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocessing(Frozen):
+    """How an RGB picture becomes the input of the net; `saccade.preprocess` is what these words mean.
+
+    `fit="stretch"` resizes the whole picture to (height, width). `fit="crop"` resizes it so that its shorter side
+    is `shortest_edge` pixels and takes the (height, width) in the middle.
+    """
+
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    fit: Literal["stretch", "crop"] = "crop"
+    shortest_edge: int | None = Field(None, ge=1, le=8192)
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    background: tuple[Channel, Channel, Channel] = (255, 255, 255)
+    """What shows through transparent pixels, RGB."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preprocessing":
+        if self.fit == "crop" and (self.shortest_edge or 0) < max(self.height, self.width):
+            raise ValueError(
+                f"fit='crop' needs shortest_edge of at least {max(self.height, self.width)}, not {self.shortest_edge}"
+            )
+        if self.fit == "stretch" and self.shortest_edge is not None:
+            raise ValueError("shortest_edge has no meaning with fit='stretch'")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+        return self
+
+
+class SpecialTokens(Frozen):
+    """Tokens that are no patch: class token, registers, distillation. They stand together, before or after the patches."""
+
+    count: int = Field(0, ge=0)
+    place: Literal["first", "last"] = "first"
+
+
+class AttentionLayer(Frozen):
+    """Geometry of one output `attention_NN`, (batch, heads, tokens, tokens). Never worked out from a square root."""
+
+    output: str
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    heads: int = Field(ge=1)
+    special_tokens: SpecialTokens = SpecialTokens()
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + self.special_tokens.count
+
+    @property
+    def patch_slice(self) -> slice:
+        """Where the patches stand among the tokens."""
+        first = self.special_tokens.count if self.special_tokens.place == "first" else 0
+        return slice(first, first + self.patches)
+
+
+class Pooling(Frozen):
+    """How the tokens of the last layer become one vector: the row w of the rollout and of `rows=pool`.
+
+    `learned`: the output `pooling` (batch, tokens), rows sum to 1. `class_token`: the token at `index`. `mean`: 1/P.
+    """
+
+    kind: Literal["learned", "class_token", "mean"]
+    index: int = Field(0, ge=0)
+
+
+class ClassMap(Frozen):
+    """The exact class map: M[i, c] = tokens[i] · weight[c], whose sum over i plus bias[c] is logit c.
+
+    `tokens` names the output (batch, patches, width); `weight` (classes, width) and `bias` (classes,) name tensors of
+    weights.safetensors.
+    """
+
+    tokens: str
+    weight: str
+    bias: str
+    grid: tuple[int, int]
+
+
+class Maps(Frozen):
+    """The maps that this model can give, and those given when nobody asked for any by name."""
+
+    default: tuple[MapName, ...]
+    pooling: str | None = None
+    """Output (batch, tokens): the weight of each token of the last layer in learned pooling."""
+    rollout: str | None = None
+    """Output (batch, patches): attention rollout from the pooled row."""
+    class_map: ClassMap | None = None
+
+    @property
+    def available(self) -> tuple[MapName, ...]:
+        present: list[tuple[MapName, object]] = [
+            ("pooling", self.pooling),
+            ("rollout", self.rollout),
+            ("class", self.class_map),
+        ]
+        return tuple(name for name, what in present if what is not None)
+
+    @model_validator(mode="after")
+    def _default_available(self) -> "Maps":
+        missing = [name for name in self.default if name not in self.available]
+        if missing:
+            raise ValueError(f"default maps {missing} are not among the available {list(self.available)}")
+        return self
+
+
+class FileEntry(Frozen):
+    """One file of the bundle, as it was written."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Provenance(Frozen):
+    """Where the weights come from; with the bundle alone, enough to rebuild the net."""
+
+    recipe: dict[str, object]
+    data: str
+    held_out: str
+    seed: int
+    commit: str | None
+    versions: dict[str, str]
+
+
+class Accuracy(Frozen):
+    """Top-1 accuracy, with its 95 % Wilson interval, and the split that it is a figure of."""
+
+    split: str
+    pictures: int
+    correct: int
+    top1: float
+    interval95: tuple[float, float]
+    through: str
+
+
+class Training(Frozen):
+    """What the weights cost."""
+
+    epochs: int
+    seconds: float
+    hardware: str
+
+
+class Card(Frozen):
+    """What a reader must know before trusting the model."""
+
+    summary: str
+    license: str
+    parameters: int
+    accuracy: tuple[Accuracy, ...] = ()
+    training: Training | None = None
+    limits: str = ""
+
+
+class Measured(Frozen):
+    """One promise held against its source: the largest difference seen and the most that is allowed."""
+
+    largest: float
+    allowed: float
+
+
+class Parity(Frozen):
+    """What `saccade verify` measured: graph through ONNX Runtime against the net rebuilt in eager PyTorch."""
+
+    pictures: int
+    source: str
+    batches: tuple[int, ...]
+    provider: str
+    checks: dict[str, Measured]
+    versions: dict[str, str]
+
+
+class Manifest(Frozen):
+    """manifest.json of `models/<name>/<version>/`."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    version: int = Field(ge=1)
+    precision: Literal["float32"] = "float32"
+    labels: tuple[str, ...] = Field(min_length=1)
+    preprocessing: Preprocessing
+    attention: tuple[AttentionLayer, ...] = ()
+    pooling: Pooling | None = None
+    maps: Maps
+    tolerance: dict[str, dict[str, float]]
+    """Execution provider -> kind of output (logits, attention, pooling, rollout, class_tokens) -> largest absolute
+    difference from golden.npz that is accepted at load."""
+    provenance: Provenance
+    card: Card
+    parity: Parity | None = None
+    files: dict[str, FileEntry]
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every output that model.onnx must have, in the order of the graph."""
+        maps = (self.maps.pooling, self.maps.rollout, self.maps.class_map and self.maps.class_map.tokens)
+        return ("logits", *(layer.output for layer in self.attention), *(name for name in maps if name))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if self.attention and self.pooling is None:
+            raise ValueError("a model with attention layers must say how it pools")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        return self

@@ -16,7 +16,7 @@ def flip_mask(count: int, epoch: int, seed: int) -> Tensor:
 
 
 def shift_and_flip(images: Tensor, flip: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """(B, 3, H, W) -> the same shape: moved by up to `shift` pixels each way, edges reflected; mirrored where `flip`."""
+    """(B, 3, H, W) -> the same: moved by up to `shift` pixels each way, edges reflected; mirrored where `flip`."""
     batch, _, height, width = images.shape
     if shift:
         images = F.pad(images.float(), (shift,) * 4, mode="reflect").to(images.dtype)

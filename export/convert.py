@@ -43,7 +43,7 @@ TOLERANCE = {
         "logits": 1e-3, "attention": 1e-4, "pooling": 1e-4, "rollout": 1e-4, CLASS_TOKENS: 1e-3,
     },
 }  # fmt: skip
-"""Largest absolute difference from the source model, float32, TF32 off. The CUDA column is a bound, not a measurement."""
+"""Largest absolute difference from the source model, float32, TF32 off. CUDA's is a bound, not a measurement."""
 
 
 class Exported(nn.Module):
@@ -100,7 +100,7 @@ def output_names(net: Net) -> list[str]:
 
 def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:
     """Writes model.onnx and weights.safetensors into `folder`. Raises BundleError where the graph is not the net."""
-    net.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    net.eval()
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
     model = _trace(net, size)
     _simplify(model)
@@ -146,9 +146,9 @@ def _simplify(model: ir.Model) -> None:
         return False if any(value in parameters for value in node.inputs) else None
 
     for _ in range(2):
-        FoldConstantsPass(
-            shape_inference=True, input_size_limit=8192, output_size_limit=262144, should_fold=fold
-        )(model)
+        FoldConstantsPass(shape_inference=True, input_size_limit=8192, output_size_limit=262144, should_fold=fold)(
+            model
+        )
         common.IdentityEliminationPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
@@ -175,7 +175,8 @@ def _point_to_weights(model: ir.Model, net: Net, folder: Path) -> None:
     offsets = _tensor_offsets(folder / WEIGHTS)
     state = net.state_dict()
     for value in list(model.graph.initializers.values()):
-        assert value.name is not None and value.const_value is not None
+        assert value.name is not None
+        assert value.const_value is not None
         name = value.name.removeprefix("net.")
         if name not in state:
             if value.const_value.size > 4096:
@@ -186,7 +187,7 @@ def _point_to_weights(model: ir.Model, net: Net, folder: Path) -> None:
         begin, end = offsets[name]
         external = ir.ExternalTensor(
             WEIGHTS, begin, end - begin, value.const_value.dtype,
-            shape=value.const_value.shape, name=name, base_dir=folder,
+            shape=ir.Shape(state[name].shape), name=name, base_dir=folder,
         )  # fmt: skip
         del model.graph.initializers[value.name]
         value.name = name

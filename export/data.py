@@ -30,7 +30,7 @@ HELD_OUT_SHARE = 10  # one of so many
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_TRAIN = tuple(f"data_batch_{index}.bin" for index in range(1, 6))
 CIFAR10_TEST = ("test_batch.bin",)
@@ -105,11 +105,14 @@ def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 def split(pictures: Pictures) -> tuple[Pictures, Pictures]:
     """(to train on, held out)."""
     mask = held_out(pictures.labels)
-    return Pictures(*(part[~mask] for part in pictures)), Pictures(*(part[mask] for part in pictures))
+    return (
+        Pictures(pictures.pixels[~mask], pictures.labels[~mask]),
+        Pictures(pictures.pixels[mask], pictures.labels[mask]),
+    )
 
 
 class Cifar10(Source):
-    """CIFAR-10 (Krizhevsky 2009) in its binary layout: records of one label byte and 3,072 bytes, channel by channel."""
+    """CIFAR-10 (Krizhevsky 2009), binary layout: records of a label byte and 3,072 bytes, channel by channel."""
 
     name = "CIFAR-10"
     classes = tuple(CIFAR10_CLASSES)
@@ -162,7 +165,7 @@ def download_cifar10(root: Path) -> None:
 
 
 class ImageFolder(Source):
-    """`train/<class>/*` and `val/<class>/*` or `test/<class>/*`: pictures of any size, in the formats of the service."""
+    """`train/<class>/*`, and `test/<class>/*` or `val/<class>/*`: pictures of any size and format of the service."""
 
     def __init__(self, root: Path, background: tuple[int, int, int]) -> None:
         self.root = root

@@ -9,7 +9,7 @@ from export.convert import TOLERANCE, maps_of, versions, write_model
 from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
 from export.recipe import Recipe
-from export.train import read_run
+from export.run import read_run
 from export.verify import prove
 from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
 from saccade.errors import BundleError
@@ -29,7 +29,11 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
 
     def write(folder: Path) -> Mapping[str, Any]:
         write_model(net.eval(), recipe.size, folder)
-        fields = {**promises(net, recipe, labels), "provenance": _provenance(recipe, state), "card": _card(recipe, net, state, metrics)}
+        fields = {
+            **promises(net, recipe, labels),
+            "provenance": _provenance(recipe, state),
+            "card": _card(recipe, net, state, metrics),
+        }
         draft = draft_manifest(name, version, fields)
         parity, golden = prove(Bundle(folder, draft), data)
         (folder / GOLDEN).write_bytes(golden)
@@ -86,6 +90,6 @@ def _commit() -> str | None:
     """Of the exporter's source; None outside of a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
     except (OSError, subprocess.CalledProcessError):
         return None

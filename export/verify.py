@@ -38,7 +38,7 @@ def verify(bundle: Bundle, data: Path | None) -> Bundle:
 
 
 def prove(bundle: Bundle, data: Path | None) -> tuple[Parity, bytes]:
-    """What was measured and the content of golden.npz; nothing is written. Raises BundleError if a promise is broken."""
+    """(what was measured, content of golden.npz); nothing is written. Raises BundleError if a promise is broken."""
     exported = Exported(rebuild(bundle)).eval()
     parity = measure(bundle, exported, data)
     broken = [f"{name} {check.largest:.3g} (allowed {check.allowed:.3g})" for name, check in parity.checks.items()
@@ -111,7 +111,8 @@ def _rollout_by_matrices(manifest: Manifest, outputs: Outputs) -> NDArray[np.flo
     for layer in manifest.attention:
         mixed = (outputs[layer.output].astype(np.float64).mean(1) + np.eye(layer.tokens)) / 2
         product = mixed if product is None else mixed @ product
-    assert product is not None and manifest.pooling is not None and manifest.maps.rollout is not None
+    assert product is not None
+    assert manifest.pooling is not None
     tokens = product.shape[-1]
     match manifest.pooling.kind:
         case "learned":

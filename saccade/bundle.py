@@ -73,7 +73,9 @@ def resolve_bundle(models: Path, model: str) -> Path:
     if (Path(model) / MANIFEST).is_file():
         return Path(model).resolve()
     name, _, version = model.partition("@")
-    matching = [folder for folder in find_bundles(models) if folder.parent.name == name and version in ("", folder.name)]
+    matching = [
+        folder for folder in find_bundles(models) if folder.parent.name == name and version in ("", folder.name)
+    ]
     if not matching:
         known = ", ".join(f"{folder.parent.name}@{folder.name}" for folder in find_bundles(models)) or "none"
         raise BundleError(f"no model {model!r} in {models}; there are: {known}")
@@ -107,7 +109,7 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
         manifest = Manifest.model_validate({**identity, **fields, "files": _entries(scratch)})
         _write_synced(scratch / MANIFEST, _to_json(manifest))
         scratch.chmod(0o755)  # mkdtemp keeps others out; a bundle is there to be read
-        os.rename(scratch, target)
+        scratch.rename(target)
     except (OSError, ValidationError) as error:
         raise BundleError(f"could not write {target}: {error}") from error
     finally:
@@ -121,9 +123,7 @@ def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str,
     """Replaces fields of the manifest, and files with it. All is on disk before the first name changes."""
     files = files or {}
     entries = {**bundle.manifest.files, **{name: _entry(content) for name, content in files.items()}}
-    manifest = Manifest.model_validate(
-        {**bundle.manifest.model_dump(), **fields, "files": {name: entry for name, entry in entries.items()}}
-    )
+    manifest = Manifest.model_validate({**bundle.manifest.model_dump(), **fields, "files": entries})
     contents = {**files, MANIFEST: _to_json(manifest)}
     parts = {name: bundle.folder / f".{name}.part" for name in contents}
     try:

@@ -8,7 +8,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saccade.errors import ImageTooLarge, InvalidImage
 
@@ -32,7 +32,7 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(f"the picture has more than the limit of {max_pixels} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InvalidImage(
             f"the {len(data)} bytes are not a picture in one of the formats {', '.join(FORMATS)}"
         ) from error

@@ -29,7 +29,8 @@ def made_pictures(count: int, height: int, width: int, seed: int) -> NDArray[np.
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
     pictures = np.empty((count, height, width, 3))
-    for picture in pictures:
+    for index in range(count):
+        picture = pictures[index]
         for channel in range(3):
             down, right = generator.normal(0, 6, (2, 4, 1, 1))
             phase, strength = generator.uniform(0, 2 * np.pi, (4, 1, 1)), generator.uniform(10, 45, (4, 1, 1))
@@ -54,7 +55,7 @@ def golden_file(manifest: Manifest, answer: Callable[[NDArray[np.float32]], Arra
             else:
                 arrays[name] = outputs[name]
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its keyword allow_pickle hides the rest
         if buffer.tell() <= MAX_BYTES:
             return buffer.getvalue()
     raise BundleError(f"golden.npz would have {buffer.tell()} bytes; the limit is {MAX_BYTES}")
@@ -101,5 +102,5 @@ def _difference(golden: Mapping[str, NDArray[np.generic]], name: str, output: ND
     expected = golden[name]
     if seen.shape != expected.shape:
         raise ValueError(f"output {name} has shape {seen.shape}; golden.npz has {expected.shape}")
-    difference = float(np.max(np.abs(seen.astype(np.float64) - expected)))
+    difference = float(np.max(np.abs(seen.astype(np.float64) - expected.astype(np.float64))))
     return difference if np.isfinite(difference) else float("inf")

@@ -52,7 +52,7 @@ class Preprocessing(Frozen):
 
 
 class SpecialTokens(Frozen):
-    """Tokens that are no patch: class token, registers, distillation. They stand together, before or after the patches."""
+    """Tokens that are no patch (class token, registers, distillation); together, before or after the patches."""
 
     count: int = Field(0, ge=0)
     place: Literal["first", "last"] = "first"

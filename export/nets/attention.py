@@ -1,10 +1,11 @@
-"""The one self-attention of the project: Attention(X) = softmax(Q Kᵀ / sqrt(d_k)) V with Q = X W_Q, K = X W_K, V = X W_V.
+"""The one self-attention of the project: softmax(Q Kᵀ / sqrt(d_k)) V with Q = X W_Q, K = X W_K, V = X W_V.
 
 Two paths give the same result: `forward` runs the fused kernel and is for training; `weigh` also returns the softmax
 weights and is what is exported. A test holds both to a float64 reference written from the formula.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +98,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            EncoderBlock(
-                width, heads, mlp_hidden, qkv_bias=qkv_bias, drop_path=drop_path * index / max(layers - 1, 1)
-            )
+            EncoderBlock(width, heads, mlp_hidden, qkv_bias=qkv_bias, drop_path=drop_path * index / max(layers - 1, 1))
             for index in range(layers)
         )
         self.norm = nn.LayerNorm(width)
@@ -114,7 +113,7 @@ class Encoder(nn.Module):
         """The same, and the attention weights of each layer, (B, H, N, N)."""
         attention = []
         for block in self.blocks:
-            x, weights = block.weigh(x)
+            x, weights = cast(EncoderBlock, block).weigh(x)
             attention.append(weights)
         return self.norm(x), tuple(attention)
 

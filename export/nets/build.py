@@ -14,7 +14,7 @@ NetConfig = Annotated[CctConfig | VitConfig | ResnetConfig, Field(discriminator=
 
 
 def build(config: CctConfig | VitConfig | ResnetConfig, size: tuple[int, int], classes: int) -> Net:
-    """The net for pictures of `size` (height, width), with fresh weights. Raises RecipeError where the numbers clash."""
+    """The net for pictures of `size` (height, width), fresh weights. Raises RecipeError where the numbers clash."""
     try:
         match config:
             case CctConfig():

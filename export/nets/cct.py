@@ -5,6 +5,7 @@ CCT-2/3x2 means 2 layers, kernel 3, 2 convolutions; at 32 pixels it has 283,723 
 The published code applies its second norm to the residual stream; here both norms are plain pre-norm.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ class Tokenizer(nn.Sequential):
         inner = [config.tokenizer_width] * (config.convolutions - 1)
         channels = [3, *inner, config.width]
         stages: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             convolution = nn.Conv2d(before, after, config.kernel, padding=config.kernel // 2, bias=False)
             nn.init.kaiming_normal_(convolution.weight)
             stages += [convolution, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]

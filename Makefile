@@ -1,0 +1,38 @@
+# Each target works on a fresh clone with nothing but Python and make.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODELS ?= models
+# Of the models in the repository one is the default; with a folder of your own, name one where there are several.
+DEFAULT_MODEL ?= $(if $(filter models,$(MODELS)),cifar10-cct)
+
+.PHONY: serve test check format clean
+
+serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MODEL)
+	SACCADE_HOST=$(HOST) SACCADE_PORT=$(PORT) SACCADE_MODELS=$(MODELS) \
+	$(if $(DEFAULT_MODEL),SACCADE_DEFAULT_MODEL=$(DEFAULT_MODEL)) exec $(BIN)/python -m service
+
+test: $(VENV)/installed-dev ## every test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev ## rewrite the source in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,240 @@
+"""The wire types of /v1: what a caller may ask and what comes back. The service, the client and the OpenAPI share them.
+
+Options are kept as the strings of the query, checked for form here; what they mean for a given model (does layer 3
+exist?) is `service.selection`'s business.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from saccade.errors import InvalidParameter
+from saccade.manifest import Card, Frozen, Manifest, Parity
+
+_INDICES = r"\d{1,9}(,\d{1,9})*"
+_MAP = "(pooling|rollout|class)"
+
+Indices = tuple[int, ...]
+
+
+class ClassifyOptions(Frozen):
+    """The query of POST /v1/classify."""
+
+    model: str | None = Field(
+        None, description="`name` (its highest version) or `name@version`; the default model if absent"
+    )
+    top_k: int = Field(5, ge=1, le=100_000, description="How many labels, most probable first")
+    min_score: float = Field(0.0, ge=0, le=1, description="Leave out labels with a lower probability")
+    maps: str | None = Field(
+        None,
+        pattern=rf"^(none|{_MAP}(,{_MAP})*)$",
+        description="Maps by name, with commas; `none`; the model's default if absent",
+    )
+    classes: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
+        ("top1",),
+        min_length=1,
+        max_length=1000,
+        description="Classes of the class map: `top1`, `topk`, or indices or labels, with commas or given again",
+    )
+    attention: str = Field(
+        "none", pattern=rf"^(none|last|all|{_INDICES})$", description="Layers whose weights to return; 0 is the first"
+    )
+    heads: str = Field("mean", pattern=rf"^(mean|all|{_INDICES})$", description="Heads of each layer, or their mean")
+    rows: str = Field(
+        "all",
+        pattern=rf"^(all|pool|{_INDICES})$",
+        description="Rows (tokens that look) of each layer; `pool` is the row that the classifier reads",
+    )
+    decimals: int = Field(6, ge=0, le=9, description="Digits after the point of scores, maps and weights")
+    timeout_ms: int | None = Field(
+        None, ge=1, le=3_600_000, description="Give up after so many milliseconds; the service's default if absent"
+    )
+
+    @classmethod
+    def from_query(cls, query: Iterable[tuple[str, str]]) -> "ClassifyOptions":
+        """From the pairs of a query string. Raises InvalidParameter with the bound and the value seen."""
+        values: dict[str, Any] = {}
+        for name, value in query:
+            if name not in cls.model_fields:
+                raise InvalidParameter(f"unknown parameter {name!r}; there are {', '.join(cls.model_fields)}")
+            if name == "classes":
+                values[name] = (*values.get(name, ()), value)
+            elif name in values:
+                raise InvalidParameter(f"parameter {name} is given twice: {values[name]!r} and {value!r}")
+            else:
+                values[name] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidParameter(_sentence(error)) from error
+
+    def to_query(self) -> list[tuple[str, str]]:
+        """The pairs of a query string; defaults are left out."""
+        pairs: list[tuple[str, str]] = []
+        for name, value in self.model_dump(exclude_defaults=True).items():
+            pairs += [(name, str(item)) for item in (value if isinstance(value, tuple) else (value,))]
+        return pairs
+
+
+def indices(text: str) -> Indices:
+    """`"0,2"` -> (0, 2)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+_GRAMMAR = {
+    "maps": "none, or of pooling, rollout and class, with commas",
+    "attention": "none, last, all, or layer indices with commas",
+    "heads": "mean, all, or head indices with commas",
+    "rows": "all, pool, or token indices with commas",
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name, seen = str(first["loc"][0]), repr(first["input"])[:100]
+    context = first.get("ctx", {})
+    match first["type"]:
+        case "greater_than_equal":
+            return f"{name} must be at least {context['ge']}, not {seen}"
+        case "less_than_equal":
+            return f"{name} must be at most {context['le']}, not {seen}"
+        case "string_pattern_mismatch":
+            return f"{name} must be {_GRAMMAR[name]}, not {seen}"
+        case "int_parsing" | "int_parsing_size":
+            return f"{name} must be a whole number, not {seen}"
+        case "float_parsing" | "finite_number":
+            return f"{name} must be a number, not {seen}"
+        case _:
+            return f"{name}: {first['msg']}, not {seen}"
+
+
+class _Wire(BaseModel):
+    """Base of what the service sends. A client of this version reads answers of a later one: unknown keys are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ModelId(_Wire):
+    name: str
+    version: int
+
+
+class Label(_Wire):
+    label: str
+    index: int
+    score: float
+    """Probability over all classes."""
+
+
+class Map(_Wire):
+    """One map on the grid. A class map also carries what proves it: sum + bias = logit, but for float32's rounding."""
+
+    name: Literal["pooling", "rollout", "class"]
+    class_index: int | None
+    grid: tuple[int, int]
+    values: list[list[float]]
+    special_tokens_share: float | None = None
+    """Of rollout: what went to tokens that are no patch, and is not in `values`."""
+    sum: float | None = None
+    bias: float | None = None
+    logit: float | None = None
+
+
+class SpecialTokensPlace(_Wire):
+    count: int
+    place: Literal["first", "last"]
+
+
+class Attention(_Wire):
+    """Softmax weights of one layer: `weights[head][row][token]` is how much `token` gave to `row`."""
+
+    layer: int
+    heads: Literal["mean"] | list[int]
+    grid: tuple[int, int]
+    special_tokens: SpecialTokensPlace
+    rows: Literal["all", "pool"] | list[int]
+    shape: tuple[int, int, int]
+    weights: list[list[list[float]]]
+
+
+class ImageSize(_Wire):
+    width: int
+    height: int
+
+
+class RegionSeen(_Wire):
+    """In pixels of the upright original; each grid spans it evenly."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Geometry(_Wire):
+    image: ImageSize
+    region: RegionSeen
+
+
+class Timing(_Wire):
+    decode_ms: float
+    queue_ms: float
+    run_ms: float
+    total_ms: float
+    batch_size: int
+
+
+class Answer(_Wire):
+    """200 of POST /v1/classify."""
+
+    request_id: str
+    model: ModelId
+    labels: list[Label]
+    maps: list[Map]
+    attention: list[Attention] | None
+    geometry: Geometry
+    timing: Timing
+
+
+class Error(_Wire):
+    """Every answer that is not a success, the framework's own included."""
+
+    error: str
+    code: str
+    request_id: str
+
+
+class ModelSummary(_Wire):
+    name: str
+    version: int
+    default: bool
+    labels: int
+    maps: list[str]
+    attention_layers: int
+    input_size: tuple[int, int]
+    """Height and width."""
+
+
+class ModelList(_Wire):
+    models: list[ModelSummary]
+
+
+class Plan(_Wire):
+    """How the service runs the model."""
+
+    provider: str
+    instances: int
+    intra_op_threads: int
+    max_batch: int
+
+
+class ModelInfo(_Wire):
+    """200 of GET /v1/models/{name}."""
+
+    name: str
+    version: int
+    manifest: Manifest
+    card: Card
+    parity: Parity | None
+    plan: Plan

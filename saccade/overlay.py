@@ -1,0 +1,51 @@
+"""A map drawn over the photograph that it belongs to, where the model saw it."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from saccade.geometry import Region
+
+# Turbo's polynomial of degree 5, red, green, blue, constant term first (Mikhailov 2019, https://ai.googleblog.com)
+_TURBO = np.array(
+    [
+        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
+        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
+        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
+    ]
+)
+_STRENGTH = 0.65
+_UNSEEN = 0.35
+
+
+def overlay(picture: Image.Image, values: NDArray[np.float32], seen: Region) -> Image.Image:
+    """Lays a map (rows, columns) over the `seen` part of an upright RGB picture; what was cropped away is darkened.
+
+    Only evidence for something is drawn: negative values count as 0, and the largest value is red.
+    """
+    heat = _heat(values)
+    box = (round(seen.left), round(seen.top), round(seen.left + seen.width), round(seen.top + seen.height))
+    size = (max(1, box[2] - box[0]), max(1, box[3] - box[1]))
+    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    under = np.asarray(picture.crop((box[0], box[1], box[0] + size[0], box[1] + size[1])), np.float32)
+    alpha = (_STRENGTH * smooth**0.5)[..., None]
+    blended = under * (1 - alpha) + colours(smooth) * alpha
+    result = Image.fromarray((np.asarray(picture, np.float32) * _UNSEEN).round().astype(np.uint8))
+    result.paste(Image.fromarray(blended.round().astype(np.uint8)), box[:2])
+    if (seen.width, seen.height) != (picture.width, picture.height):
+        frame = (box[0], box[1], box[2] - 1, box[3] - 1)
+        ImageDraw.Draw(result).rectangle(frame, outline=(255, 255, 255))
+    return result
+
+
+def colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values from 0 to 1, any shape -> RGB from 0 to 255, one axis more."""
+    powers = heat[..., None] ** np.arange(6)
+    rgb: NDArray[np.float32] = ((powers @ _TURBO.T).clip(0, 1) * 255).astype(np.float32)
+    return rgb
+
+
+def _heat(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    positive = np.maximum(np.asarray(values, np.float32), np.float32(0))
+    largest = float(positive.max())
+    return (positive / (largest or 1.0)).astype(np.float32)

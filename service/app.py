@@ -1,0 +1,144 @@
+"""The application: `create_app(settings)` builds everything, models are loaded at its start, nothing on import."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from saccade import __version__, errors
+from saccade.errors import Draining, NotReady, SaccadeError
+from service.edge import Edge, refuse
+from service.keys import Keys
+from service.metrics import Metrics
+from service.registry import Registry
+from service.routes import add_routes
+from service.session import check_providers
+from service.settings import Settings
+
+log = logging.getLogger("saccade.app")
+
+
+class Service:
+    """Life cycle: built, loaded (ready), draining, closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for what can be known before a model is read."""
+        check_providers(settings.providers)
+        self.settings = settings
+        self.keys = Keys(settings)
+        self.metrics = Metrics()
+        self.workers = ThreadPoolExecutor(settings.decode_threads or settings.cpus, thread_name_prefix="worker")
+        self.draining = False
+        self.accepting = True
+        self.active = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._registry: Registry | None = None
+
+    async def load(self) -> None:
+        """Opens and checks all models; ready afterwards. Raises BundleError, SettingsError."""
+        self._registry = await asyncio.to_thread(Registry, self.settings, self.workers, self.metrics)
+
+    def ready(self) -> Registry:
+        """For the readiness route. Raises NotReady, Draining."""
+        if self.draining:
+            raise Draining("the service is stopping")
+        return self._loaded()
+
+    def registry(self) -> Registry:
+        """For work. Raises NotReady while models load, Draining once nothing new is taken."""
+        if not self.accepting:
+            raise Draining("the service is stopping and takes no new work")
+        return self._loaded()
+
+    def _loaded(self) -> Registry:
+        if self._registry is None:
+            raise NotReady("models are still being loaded")
+        return self._registry
+
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[Registry]:
+        """Around each accepted request, so that draining can wait for the last one."""
+        registry = self.registry()
+        self.active += 1
+        self.idle.clear()
+        try:
+            yield registry
+        finally:
+            self.active -= 1
+            if not self.active:
+                self.idle.set()
+
+    async def drain(self) -> None:
+        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished."""
+        self.draining = True
+        log.info("draining: readiness is 503, new work is taken for %g s", self.settings.drain_grace_s)
+        await asyncio.sleep(self.settings.drain_grace_s)
+        self.accepting = False
+        await self.idle.wait()
+
+    def close(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+        self.workers.shutdown()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application. Its lifespan loads the models; until then it answers 503 not_ready."""
+    return create_app_for(Service(settings))
+
+
+def create_app_for(service: Service) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.load()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.close)
+
+    app = FastAPI(
+        title="Saccade",
+        version=__version__,
+        summary="Image classifiers that show where they looked",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics)
+    _add_error_handlers(app, service.metrics)
+    add_routes(app)
+    return app
+
+
+def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    @app.exception_handler(SaccadeError)
+    async def saccade_error(request: Request, error: SaccadeError) -> Response:
+        return refuse(metrics, error, request.state.request_id)
+
+    @app.exception_handler(HTTPException)
+    async def framework_error(request: Request, error: HTTPException) -> Response:
+        return refuse(metrics, _translate(request, error), request.state.request_id, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        message = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return refuse(metrics, errors.InvalidParameter(message), request.state.request_id)
+
+
+def _translate(request: Request, error: HTTPException) -> SaccadeError:
+    """The framework's own errors in the words of ours."""
+    path = request.url.path
+    if error.status_code == 404:
+        return errors.UnknownRoute(f"there is nothing at {path[:200]}; /docs lists what there is")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return errors.MethodNotAllowed(f"{path[:200]} takes {allowed}, not {request.method}")
+    return errors.InvalidParameter(f"the request was refused: {error.detail}")

@@ -1,0 +1,100 @@
+"""The body of a request -> the bytes of its picture: raw, multipart or JSON. Limits hold while the body arrives."""
+
+from collections.abc import AsyncGenerator, Callable
+
+import orjson
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from saccade.decode import decode_base64
+from saccade.errors import BodyTooLarge, InvalidImage, InvalidParameter, NotAcceptable, UnsupportedMediaType
+
+RAW = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "application/octet-stream")
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+FIELD = "image"
+
+# What `curl --data-binary @file` says when it is told nothing.
+_CURL = "application/x-www-form-urlencoded"
+
+
+class _InMemoryParser(MultiPartParser):
+    """Never spools to disk: the body is bounded already, and a container's root may be read-only."""
+
+    spool_max_size = 2**62
+
+
+async def read_picture(request: Request, max_bytes: int) -> Callable[[], bytes]:
+    """Reads the body; what it gives turns it into the picture's bytes and may be called in another thread.
+
+    Raises UnsupportedMediaType, BodyTooLarge, InvalidImage; the function raises InvalidImage and InvalidParameter.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:80]!r} is not supported: send the picture as it is")
+    if media_type in ("", _CURL) or media_type.startswith("image/") or media_type in RAW:
+        body = await read_body(request, max_bytes)
+        return lambda: body
+    if media_type == JSON:
+        body = await read_body(request, max_bytes)
+        return lambda: _from_json(body)
+    if media_type == MULTIPART:
+        body = await read_body(request, max_bytes)
+        picture = await _from_multipart(request, body)
+        return lambda: picture
+    known = ", ".join((*RAW, MULTIPART, JSON))
+    raise UnsupportedMediaType(f"Content-Type {media_type[:80]!r} is not supported; there are {known}")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, refused as soon as it is known to be over the limit. Raises BodyTooLarge."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared} bytes; the limit is {max_bytes}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLarge(f"the body has more than {len(body) - len(chunk)} bytes; the limit is {max_bytes}")
+    return bytes(body)
+
+
+def check_accept(accept: str | None) -> None:
+    """Raises NotAcceptable where the caller takes no JSON."""
+    if accept is None or not accept.strip():
+        return
+    for entry in accept.split(","):
+        media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
+        refused = any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
+        if media_type in ("*/*", "application/*", JSON) and not refused:
+            return
+    raise NotAcceptable(f"the answer is {JSON}; the request accepts only {accept[:200]!r}")
+
+
+def _from_json(body: bytes) -> bytes:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidParameter(f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict) or set(document) != {FIELD} or not isinstance(document[FIELD], str):
+        keys = list(document)[:5] if isinstance(document, dict) else type(document).__name__
+        raise InvalidParameter(f'the JSON body must be {{"{FIELD}": base64 text}} and nothing else, not {keys}')
+    return decode_base64(document[FIELD])
+
+
+async def _from_multipart(request: Request, body: bytes) -> bytes:
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        parser = _InMemoryParser(request.headers, once(), max_files=1, max_fields=8, max_part_size=2**16)
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        message = getattr(error, "message", str(error)) or "no boundary"
+        raise InvalidParameter(f"the multipart body cannot be read: {message}") from error
+    upload = form.get(FIELD)
+    if not isinstance(upload, UploadFile):
+        raise InvalidImage(f"the multipart body has no file field {FIELD!r}; it has {list(form)[:5]}")
+    return await upload.read()

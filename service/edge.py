@@ -1,0 +1,73 @@
+"""The outermost ASGI layer: request id, keys, draining, metrics, and the error shape for whatever is raised inside."""
+
+import logging
+import re
+import secrets
+import time
+
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from saccade.errors import SaccadeError
+from service.errors import error_response, status_of
+from service.keys import Keys
+from service.metrics import Metrics
+
+log = logging.getLogger("saccade.http")
+
+OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready")
+"""Orchestrators ask these without a key."""
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        scope.setdefault("state", {}).update(request_id=request_id, received=time.monotonic())
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            response: ASGIApp = self._app
+            if scope["path"] not in OPEN_ROUTES:
+                try:
+                    self._keys.check(headers)
+                except SaccadeError as error:
+                    response = refuse(self._metrics, error, request_id)
+            await response(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise  # half an answer is out: the server must cut the connection
+            failed = SaccadeError("something went wrong inside of the service; its log has the request_id")
+            await refuse(self._metrics, failed, request_id)(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.request(route, status)
+            log.debug("%s %s %s %d", request_id, scope["method"], scope["path"], status)
+
+
+def refuse(metrics: Metrics, error: SaccadeError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """The answer for an error of the domain, counted by its code."""
+    metrics.refusal(error.code)
+    if status_of(error) >= 500:
+        log.warning("%s: %s: %s", request_id, error.code, error)
+    return error_response(error, request_id, headers)

@@ -1,0 +1,43 @@
+"""The one table from errors of the domain to HTTP, and the one shape that all of them take."""
+
+import orjson
+from fastapi import Response
+
+from saccade import errors
+from saccade.errors import SaccadeError
+
+STATUS: dict[type[SaccadeError], int] = {
+    errors.InvalidParameter: 400,
+    errors.InvalidImage: 400,
+    errors.Unauthorized: 401,
+    errors.UnknownModel: 404,
+    errors.UnknownRoute: 404,
+    errors.MethodNotAllowed: 405,
+    errors.NotAcceptable: 406,
+    errors.BodyTooLarge: 413,
+    errors.ImageTooLarge: 413,
+    errors.ResponseTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.UnsupportedMap: 422,
+    errors.Overloaded: 429,
+    errors.InferenceFailed: 500,
+    errors.NotReady: 503,
+    errors.Draining: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+
+def status_of(error: SaccadeError) -> int:
+    """500 for what should not have reached a caller."""
+    return STATUS.get(type(error), 500)
+
+
+def error_response(error: SaccadeError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """`{"error": sentence, "code": snake_case, "request_id": …}` with its status and headers."""
+    headers = dict(headers or {})
+    if isinstance(error, errors.Overloaded):
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    body = orjson.dumps({"error": str(error), "code": error.code, "request_id": request_id})
+    return Response(body, status_of(error), headers, "application/json")

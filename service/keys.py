@@ -1,0 +1,47 @@
+"""API keys: who may ask. Keys are compared as digests, in constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from saccade.errors import SettingsError, Unauthorized
+from service.settings import Settings
+
+
+class Keys:
+    """Lets everybody in where no key file is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for a file without keys, and for a public address with neither keys nor consent."""
+        self._digests: list[bytes] = []
+        if settings.api_keys_file is not None:
+            try:
+                lines = settings.api_keys_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"SACCADE_API_KEYS_FILE: {settings.api_keys_file}: {error}") from error
+            keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            if not keys:
+                raise SettingsError(f"SACCADE_API_KEYS_FILE: {settings.api_keys_file} holds no key")
+            self._digests = [_digest(key) for key in keys]
+        elif not settings.loopback and not settings.allow_anonymous:
+            raise SettingsError(
+                f"SACCADE_HOST is {settings.host}, which others can reach: set SACCADE_API_KEYS_FILE, "
+                "or SACCADE_ALLOW_ANONYMOUS=true to serve everybody"
+            )
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raises Unauthorized unless the request carries one of the keys."""
+        if not self._digests:
+            return
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
+        if not given:
+            raise Unauthorized("this service wants a key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        digest = _digest(given)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them: equal time
+        if not any(matches):
+            raise Unauthorized("the key is not known here")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

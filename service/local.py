@@ -1,0 +1,26 @@
+"""The service's pipeline without a server: one bundle, one picture, in this process."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from saccade.api import Answer, ClassifyOptions
+from saccade.bundle import open_bundle
+from service.classifier import Classifier
+from service.metrics import Metrics
+from service.session import check_providers
+from service.settings import load_settings
+
+
+def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
+    """What the service would answer. Raises RequestError, ServiceError, BundleError, SettingsError."""
+    settings = load_settings()
+    check_providers(settings.providers)
+    with ThreadPoolExecutor(1) as workers:
+        classifier = Classifier(open_bundle(folder), settings, workers, Metrics())
+        try:
+            body = asyncio.run(classifier.classify(lambda: picture, options, "local", time.monotonic()))
+        finally:
+            classifier.close()
+    return Answer.model_validate_json(body)

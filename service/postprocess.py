@@ -1,0 +1,150 @@
+"""Arrays of one image -> the parts of its answer. Pure functions; formulas and shapes, no state.
+
+NaN and infinities are refused here, so that none reaches an answer.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade.errors import InferenceFailed
+from saccade.geometry import Region
+from saccade.manifest import Manifest
+from service.selection import LayerSelection, Selection
+
+Floats = NDArray[np.float32]
+Outputs = dict[str, Floats]
+"""Outputs of one image by name, without the batch axis."""
+
+
+class Head(NamedTuple):
+    """The last linear layer: what the class map needs beside the graph's output."""
+
+    weight: Floats  # (classes, width)
+    bias: Floats  # (classes,)
+
+
+def answer(
+    manifest: Manifest, head: Head | None, selection: Selection, outputs: Outputs, size: tuple[int, int], seen: Region
+) -> dict[str, Any]:
+    """The answer's fields but for request_id and timing. `size` is (width, height) of the upright original."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise InferenceFailed(f"{manifest.id} gave a value that is not finite in its output {name}")
+    logits = outputs["logits"]
+    scores = softmax(logits)
+    order = np.argsort(-scores, kind="stable")[: selection.top_k]
+    return {
+        "model": {"name": manifest.name, "version": manifest.version},
+        "labels": labels(manifest, scores, order, selection),
+        "maps": [entry for name in selection.maps for entry in maps(manifest, head, selection, name, outputs, order)],
+        "attention": None
+        if selection.attention is None
+        else [attention(manifest, chosen, outputs, selection.decimals) for chosen in selection.attention],
+        "geometry": {
+            "image": {"width": size[0], "height": size[1]},
+            "region": {name: round(value, 4) for name, value in seen._asdict().items()},
+        },
+    }
+
+
+def softmax(logits: Floats) -> NDArray[np.float64]:
+    """(classes,) -> probabilities, in float64; the largest logit is taken off first, so nothing overflows."""
+    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
+    probabilities: NDArray[np.float64] = powers / powers.sum()
+    return probabilities
+
+
+def labels(
+    manifest: Manifest, scores: NDArray[np.float64], order: NDArray[np.intp], selection: Selection
+) -> list[dict[str, Any]]:
+    return [
+        {"label": manifest.labels[index], "index": index, "score": round(float(scores[index]), selection.decimals)}
+        for index in order.tolist()
+        if scores[index] >= selection.min_score
+    ]
+
+
+def maps(
+    manifest: Manifest, head: Head | None, selection: Selection, name: str, outputs: Outputs, order: NDArray[np.intp]
+) -> list[dict[str, Any]]:
+    """The entries of one map: one for pooling and rollout, one a class for the class map."""
+    if name == "class":
+        return class_maps(manifest, head, selection, outputs, order)
+    layer = manifest.attention[-1]
+    if name == "pooling":
+        values = outputs[manifest.maps.pooling or ""][layer.patch_slice]
+    else:
+        values = outputs[manifest.maps.rollout or ""]  # the graph leaves special tokens out
+    entry: dict[str, Any] = {
+        "name": name,
+        "class_index": None,
+        "grid": layer.grid,
+        "values": rounded(values.reshape(layer.grid), selection.decimals),
+    }
+    if name == "rollout":
+        share = 1.0 - float(values.sum(dtype=np.float64)) if layer.special_tokens.count else 0.0
+        entry["special_tokens_share"] = round(share, selection.decimals)
+    return [entry]
+
+
+def class_maps(
+    manifest: Manifest, head: Head | None, selection: Selection, outputs: Outputs, order: NDArray[np.intp]
+) -> list[dict[str, Any]]:
+    """M[i, c] = tokens[i] · weight[c]: what each patch added to the logit of class c, whose sum plus bias it is."""
+    assert head is not None
+    assert manifest.maps.class_map is not None
+    classes = order[:1] if selection.classes == "top1" else order if selection.classes == "topk" else selection.classes
+    chosen = np.asarray(classes, np.intp)
+    per_patch = outputs[manifest.maps.class_map.tokens] @ head.weight[chosen].T  # (P, k)
+    grid = manifest.maps.class_map.grid
+    return [
+        {
+            "name": "class",
+            "class_index": index,
+            "grid": grid,
+            "values": rounded(per_patch[:, column].reshape(grid), selection.decimals),
+            "sum": float(per_patch[:, column].sum(dtype=np.float64)),
+            "bias": float(head.bias[index]),
+            "logit": float(outputs["logits"][index]),
+        }
+        for column, index in enumerate(chosen.tolist())
+    ]
+
+
+def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, decimals: int) -> dict[str, Any]:
+    """Softmax weights of one layer, (heads, rows, tokens)."""
+    weights = outputs[chosen.layer.output]  # (H, N, N)
+    if chosen.rows == "pool":
+        weights = pooled_row(manifest, outputs, chosen.layer.tokens) @ weights  # (H, 1, N)
+    elif chosen.rows != "all":
+        weights = weights[:, list(chosen.rows)]
+    weights = weights.mean(axis=0, keepdims=True) if chosen.heads == "mean" else weights[list(chosen.heads)]
+    special = chosen.layer.special_tokens
+    return {
+        "layer": chosen.number,
+        "heads": chosen.heads,
+        "grid": chosen.layer.grid,
+        "special_tokens": {"count": special.count, "place": special.place},
+        "rows": chosen.rows,
+        "shape": weights.shape,
+        "weights": rounded(weights, decimals),
+    }
+
+
+def pooled_row(manifest: Manifest, outputs: Outputs, tokens: int) -> Floats:
+    """The row (1, N) with which the classifier reads the tokens: learned, one-hot on the class token, or 1/N."""
+    assert manifest.pooling is not None
+    if manifest.pooling.kind == "learned":
+        return outputs[manifest.maps.pooling or ""][None]
+    if manifest.pooling.kind == "mean":
+        return np.full((1, tokens), 1 / tokens, np.float32)
+    row = np.zeros((1, tokens), np.float32)
+    row[0, manifest.pooling.index] = 1
+    return row
+
+
+def rounded(values: Floats, decimals: int) -> Floats:
+    """Contiguous float32, rounded; the encoder then prints the shortest decimal that reads back the same."""
+    return np.ascontiguousarray(np.round(values, decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0

@@ -1,0 +1,177 @@
+"""The routes, each a few lines; and what OpenAPI says of them, made from the types they really use."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from saccade import api
+from saccade.api import ClassifyOptions
+from service.body import FIELD, JSON, MULTIPART, RAW, check_accept, read_picture
+from service.classifier import Classifier
+from service.encode import to_json
+from service.errors import STATUS
+
+_MEANING = {status: [] for status in sorted(set(STATUS.values()))}  # type: dict[int, list[str]]
+for _error, _status in STATUS.items():
+    _MEANING[_status].append(_error.code)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": api.Error, "description": " or ".join(_MEANING[status])} for status in (401, *statuses)}
+
+
+def _query() -> list[dict[str, Any]]:
+    schema = ClassifyOptions.model_json_schema()["properties"]
+    parameters = []
+    for name, field in schema.items():
+        description = field.pop("description")
+        kinds = [kind for kind in field.pop("anyOf", [field]) if kind.get("type") != "null"]
+        clean = {
+            key: value for key, value in {**field, **kinds[0]}.items() if key not in ("title",) and value is not None
+        }
+        parameters.append({"name": name, "in": "query", "description": description, "schema": clean})
+    return parameters
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CLASSIFY = {
+    "parameters": _query(),
+    "requestBody": {
+        "required": True,
+        "description": "The picture: raw, as multipart field `image`, or as base64 in JSON",
+        "content": {
+            **dict.fromkeys(RAW, _BINARY),
+            MULTIPART: {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "string", "format": "binary"}},
+                }
+            },
+            JSON: {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "additionalProperties": False,
+                    "properties": {FIELD: {"type": "string", "contentEncoding": "base64"}},
+                }
+            },
+        },
+    },
+}
+_MODEL = {
+    "parameters": [
+        {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "description": "`name` or `name@version`",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/classify",
+    summary="Labels and attention of one picture",
+    responses={200: {"model": api.Answer}, **_errors(400, 404, 406, 413, 415, 422, 429, 500, 503, 504)},
+    openapi_extra=_CLASSIFY,
+)
+async def classify(request: Request) -> Response:
+    check_accept(request.headers.get("accept"))
+    async with request.app.state.service.work() as registry:
+        options = ClassifyOptions.from_query(request.query_params.multi_items())
+        classifier: Classifier = registry.get(options.model)
+        read = await read_picture(request, request.app.state.service.settings.max_body_bytes)
+        body = await classifier.classify(read, options, request.state.request_id, request.state.received)
+    return Response(body, media_type=JSON)
+
+
+@router.get("/v1/models", summary="What is served", responses={200: {"model": api.ModelList}, **_errors(503)})
+async def models(request: Request) -> Response:
+    registry = request.app.state.service.registry()
+    return Response(to_json({"models": [_summary(one, registry.default) for one in registry]}), media_type=JSON)
+
+
+@router.get(
+    "/v1/models/{name}",
+    summary="Manifest, card, parity and plan of one model",
+    responses={200: {"model": api.ModelInfo}, **_errors(404, 503)},
+    openapi_extra=_MODEL,
+)
+async def model(request: Request) -> Response:
+    classifier: Classifier = request.app.state.service.registry().get(request.path_params["name"])
+    manifest = classifier.manifest.model_dump(mode="json")
+    info = {
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "manifest": manifest,
+        "card": manifest["card"],
+        "parity": manifest["parity"],
+        "plan": classifier.plan.model_dump(),
+    }
+    return Response(to_json(info), media_type=JSON)
+
+
+@router.get("/v2/health/live", summary="200 while the process runs", responses={200: {"description": "alive"}})
+async def live() -> Response:
+    return Response(to_json({"live": True}), media_type=JSON)
+
+
+@router.get(
+    "/v2/health/ready",
+    summary="200 while new work is welcome",
+    responses={200: {"description": "ready"}, 503: {"model": api.Error, "description": "not_ready or draining"}},
+)
+async def ready(request: Request) -> Response:
+    request.app.state.service.ready()
+    return Response(to_json({"ready": True}), media_type=JSON)
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses={200: {"content": {"text/plain": {}}, "description": "metrics, prefix saccade_"}, **_errors()},
+)
+async def metrics(request: Request) -> Response:
+    service = request.app.state.service
+    return Response(service.metrics.text(), media_type=service.metrics.content_type)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """Swagger UI from the installed package: nothing comes from another host, not even the validator's badge."""
+    page = get_swagger_ui_html(
+        openapi_url=request.app.url_path_for("openapi"),
+        title="Saccade",
+        swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="/docs/assets/swagger-ui.css",
+        swagger_favicon_url="/docs/assets/favicon-32x32.png",
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
+    )
+    page.headers["content-security-policy"] = "default-src 'self' 'unsafe-inline'; img-src 'self' data:"
+    return page
+
+
+def add_routes(app: FastAPI) -> None:
+    app.include_router(router)
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+
+def _summary(classifier: Classifier, default: Classifier | None) -> dict[str, Any]:
+    manifest = classifier.manifest
+    return api.ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        default=classifier is default,
+        labels=len(manifest.labels),
+        maps=list(manifest.maps.available),
+        attention_layers=len(manifest.attention),
+        input_size=(manifest.preprocessing.height, manifest.preprocessing.width),
+    ).model_dump()

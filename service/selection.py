@@ -1,0 +1,221 @@
+"""What a request asks of one model: options resolved against its manifest, before anything is decoded or run.
+
+Raises InvalidParameter, UnsupportedMap and ResponseTooLarge, each naming the limit and the value seen.
+"""
+
+from typing import Literal, NamedTuple, cast
+
+from saccade.api import ClassifyOptions, Indices, indices
+from saccade.errors import InvalidParameter, ResponseTooLarge, UnsupportedMap
+from saccade.manifest import AttentionLayer, Manifest, MapName
+
+_LEAST_BYTES = 4  # "0.0," in JSON
+_ENVELOPE_BYTES = 1500  # everything that is no array, with room
+
+
+class LayerSelection(NamedTuple):
+    """Which weights of one attention layer go into the answer."""
+
+    number: int
+    layer: AttentionLayer
+    heads: Literal["mean"] | Indices
+    rows: Literal["all", "pool"] | Indices
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(heads, rows, tokens)."""
+        heads = 1 if self.heads == "mean" else len(self.heads)
+        rows = {"all": self.layer.tokens, "pool": 1}.get(cast(str, self.rows)) or len(self.rows)
+        return heads, rows, self.layer.tokens
+
+
+class Selection(NamedTuple):
+    """A request, understood: what to fetch from the graph and what to put into the answer."""
+
+    top_k: int
+    min_score: float
+    decimals: int
+    maps: tuple[MapName, ...]
+    classes: Literal["top1", "topk"] | Indices
+    attention: tuple[LayerSelection, ...] | None
+    outputs: tuple[str, ...]
+
+
+def select(manifest: Manifest, options: ClassifyOptions, max_bytes: int) -> Selection:
+    """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`."""
+    selection = _resolve(manifest, options)
+    least = _numbers(manifest, selection) * _LEAST_BYTES
+    if least > max_bytes:
+        raise too_large(manifest, options, max_bytes, f"at least {least}")
+    return selection
+
+
+def too_large(manifest: Manifest, options: ClassifyOptions, max_bytes: int, size: str) -> ResponseTooLarge:
+    """The error for an answer of `size` bytes, with the largest of the usual smaller requests that fits."""
+    for change in _SMALLER:
+        smaller = options.model_copy(update=change)
+        most = _most_bytes(manifest, _resolve(manifest, smaller))
+        if most <= max_bytes and smaller != options:
+            asked = "&".join(f"{name}={value}" for name, value in change.items())
+            return ResponseTooLarge(
+                f"the answer would have {size} bytes; the limit is {max_bytes}; with {asked} it has at most {most}"
+            )
+    return ResponseTooLarge(f"the answer would have {size} bytes; the limit is {max_bytes}")
+
+
+_SMALLER: tuple[dict[str, object], ...] = (
+    {"heads": "mean"},
+    {"rows": "pool"},
+    {"attention": "last"},
+    {"heads": "mean", "rows": "pool"},
+    {"attention": "last", "heads": "mean"},
+    {"attention": "last", "rows": "pool"},
+    {"attention": "last", "heads": "mean", "rows": "pool"},
+    {"attention": "none"},
+    {"attention": "none", "classes": ("top1",)},
+    {"attention": "none", "maps": "none"},
+    {"attention": "none", "maps": "none", "top_k": 5},
+)
+
+
+def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
+    maps = _maps(manifest, options)
+    attention = _attention(manifest, options)
+    return Selection(
+        top_k=min(options.top_k, len(manifest.labels)),
+        min_score=options.min_score,
+        decimals=options.decimals,
+        maps=maps,
+        classes=_classes(manifest, options.classes),
+        attention=attention,
+        outputs=_outputs(manifest, maps, attention),
+    )
+
+
+def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
+    if options.maps is None:
+        return manifest.maps.default
+    if options.maps == "none":
+        return ()
+    asked = cast(tuple[MapName, ...], tuple(dict.fromkeys(options.maps.split(","))))
+    for name in asked:
+        if name not in manifest.maps.available:
+            has = ", ".join(manifest.maps.available) or "no map"
+            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {_why_not(manifest, name)}; it has {has}")
+    return asked
+
+
+def _why_not(manifest: Manifest, name: MapName) -> str:
+    if name == "class":
+        return "its logits are no sum over patches"
+    if not manifest.attention:
+        return "it has no attention layers"
+    return "its pooling is not learned" if name == "pooling" else "its attention layers do not share one grid"
+
+
+def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "topk"] | Indices:
+    if asked == ("top1",):
+        return "top1"
+    if asked == ("topk",):
+        return "topk"
+    parts: list[str] = []
+    for text in asked:  # a label may hold commas ("tench, Tinca tinca"): whole first
+        parts += [text] if text in manifest.labels else text.split(",")
+    return tuple(dict.fromkeys(_class_index(manifest, part.strip()) for part in parts))
+
+
+def _class_index(manifest: Manifest, text: str) -> int:
+    if text.isascii() and text.isdigit():
+        index = int(text) if len(text) < 10 else len(manifest.labels)
+        if index < len(manifest.labels):
+            return index
+        raise InvalidParameter(f"classes: index {text[:20]} is outside of 0 to {len(manifest.labels) - 1}")
+    try:
+        return manifest.labels.index(text)
+    except ValueError:
+        raise InvalidParameter(
+            f"classes: {manifest.id} has no label {text[:80]!r}; give top1, topk, indices or labels"
+        ) from None
+
+
+def _attention(manifest: Manifest, options: ClassifyOptions) -> tuple[LayerSelection, ...] | None:
+    if options.attention == "none":
+        return None
+    count = len(manifest.attention)
+    if not count:
+        raise UnsupportedMap(
+            f"{manifest.id} has no attention layers: attention must be none, not {options.attention!r}"
+        )
+    if options.attention in ("last", "all"):
+        chosen = range(count)[-1:] if options.attention == "last" else range(count)
+    else:
+        chosen = _within("attention", options.attention, count, f"layers of {manifest.id}")  # type: ignore[assignment]
+    return tuple(_layer(manifest, options, index) for index in chosen)
+
+
+def _layer(manifest: Manifest, options: ClassifyOptions, index: int) -> LayerSelection:
+    layer = manifest.attention[index]
+    heads: Literal["mean"] | Indices = "mean"
+    if options.heads == "all":
+        heads = tuple(range(layer.heads))
+    elif options.heads != "mean":
+        heads = _within("heads", options.heads, layer.heads, f"heads of layer {index}")
+    rows: Literal["all", "pool"] | Indices
+    if options.rows == "all":
+        rows = "all"
+    elif options.rows == "pool":
+        rows = "pool"
+        pooled = manifest.attention[-1].tokens
+        if layer.tokens != pooled:
+            raise InvalidParameter(f"rows=pool: layer {index} has {layer.tokens} tokens; the pooled row has {pooled}")
+    else:
+        rows = _within("rows", options.rows, layer.tokens, f"tokens of layer {index}")
+    return LayerSelection(index, layer, heads, rows)
+
+
+def _within(name: str, text: str, count: int, what: str) -> Indices:
+    chosen = tuple(dict.fromkeys(indices(text)))
+    for index in chosen:
+        if index >= count:
+            raise InvalidParameter(f"{name}: {index} is outside of 0 to {count - 1}, the {what}")
+    return chosen
+
+
+def _outputs(
+    manifest: Manifest, maps: tuple[MapName, ...], attention: tuple[LayerSelection, ...] | None
+) -> tuple[str, ...]:
+    class_map = manifest.maps.class_map
+    wanted = {
+        "logits",
+        *(layer.layer.output for layer in attention or ()),
+        *([manifest.maps.rollout] if "rollout" in maps else []),
+        *([class_map.tokens] if "class" in maps and class_map else []),
+    }
+    pooled_rows = any(layer.rows == "pool" for layer in attention or ())
+    if "pooling" in maps or (pooled_rows and manifest.maps.pooling):
+        wanted.add(manifest.maps.pooling)
+    return tuple(name for name in manifest.outputs if name in wanted)
+
+
+def _numbers(manifest: Manifest, selection: Selection) -> int:
+    """How many numbers the answer's arrays hold."""
+    count = 0
+    for name in selection.maps:
+        if name == "class":
+            assert manifest.maps.class_map is not None
+            rows, columns = manifest.maps.class_map.grid
+            classes = {"top1": 1, "topk": selection.top_k}.get(cast(str, selection.classes)) or len(selection.classes)
+            count += rows * columns * classes
+        else:
+            count += manifest.attention[-1].patches
+    for layer in selection.attention or ():
+        heads, rows, tokens = layer.shape
+        count += heads * rows * tokens
+    return count
+
+
+def _most_bytes(manifest: Manifest, selection: Selection) -> int:
+    """An upper bound of the JSON: a sign, digits before the point, the point, the decimals, an exponent, a comma."""
+    labels = selection.top_k * (max(len(label.encode()) for label in manifest.labels) * 6 + 60)
+    arrays = _numbers(manifest, selection) * (selection.decimals + 9)
+    return arrays + labels + _ENVELOPE_BYTES * (1 + len(selection.maps) + len(selection.attention or ()))

@@ -52,11 +52,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
-    """The inverse of `optimizer_tensors`; groups keep the settings that the recipe gave them."""
+    """The inverse of `optimizer_tensors`; groups keep the settings that the recipe gave them.
+
+    Each tensor gets the memory layout of its parameter: fused kernels walk both side by side.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        parameter = parameters[int(index)]
+        laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        state.setdefault(int(index), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

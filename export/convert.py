@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from export.explain.rollout import pooled_row, rollout
@@ -101,7 +101,8 @@ def output_names(net: Net) -> list[str]:
 def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:
     """Writes model.onnx and weights.safetensors into `folder`. Raises BundleError where the graph is not the net."""
     net.eval()
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
+    weights = save({name: tensor.contiguous() for name, tensor in net.state_dict().items()})
+    (folder / WEIGHTS).write_bytes(weights)  # save_file's error on a full disk is no OSError
     model = _trace(net, size)
     _simplify(model)
     _point_to_weights(model, net, folder)

@@ -119,7 +119,7 @@ class Cifar10(Source):
 
     def __init__(self, root: Path) -> None:
         self.folder = root if (root / CIFAR10_TEST[0]).is_file() else root / CIFAR10_FOLDER
-        missing = [name for name in CIFAR10_TRAIN + CIFAR10_TEST if not (self.folder / name).is_file()]
+        missing = _missing(self.folder)
         if missing:
             raise DataError(
                 f"{self.folder} lacks {', '.join(missing)}: give the folder of CIFAR-10's binary version, "
@@ -144,9 +144,15 @@ class Cifar10(Source):
 
 
 def download_cifar10(root: Path) -> None:
-    """Fetches CIFAR-10's binary version into `root`, whole and with the right checksum or not at all."""
-    if (root / CIFAR10_FOLDER).is_dir():
+    """Fetches CIFAR-10's binary version into `root`, whole and with the right checksum or not at all.
+
+    Does nothing where the files are there already; raises DataError where only some of them are.
+    """
+    folder = root / CIFAR10_FOLDER
+    if not _missing(root) or not _missing(folder):
         return
+    if folder.exists():
+        raise DataError(f"{folder} lacks {', '.join(_missing(folder))}: remove it, so that it can be fetched whole")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch:
@@ -159,9 +165,13 @@ def download_cifar10(root: Path) -> None:
                 raise DataError(f"{CIFAR10_URL} has sha256 {seen}; CIFAR-10 has {CIFAR10_SHA256}")
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
-            os.replace(Path(scratch) / CIFAR10_FOLDER, root / CIFAR10_FOLDER)
+            os.replace(Path(scratch) / CIFAR10_FOLDER, folder)
     except OSError as error:
         raise DataError(f"could not fetch {CIFAR10_URL} to {root}: {error}") from error
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in CIFAR10_TRAIN + CIFAR10_TEST if not (folder / name).is_file()]
 
 
 class ImageFolder(Source):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from export.convert import TOLERANCE, maps_of, versions, write_model
 from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
@@ -26,15 +28,22 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
     except RuntimeError as error:
         raise BundleError(f"the weights in {run} do not fit its recipe: {error}") from error
     version = next_version(models, name)
-
-    def write(folder: Path) -> Mapping[str, Any]:
-        write_model(net.eval(), recipe.size, folder)
+    try:
         fields = {
             **promises(net, recipe, labels),
             "provenance": _provenance(recipe, state),
             "card": _card(recipe, net, state, metrics),
         }
         draft = draft_manifest(name, version, fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            f"{run} gives no manifest: {where}: {first['msg']}; the value is {first['input']!r}"
+        ) from error
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        write_model(net.eval(), recipe.size, folder)
         parity, golden = prove(Bundle(folder, draft), data)
         (folder / GOLDEN).write_bytes(golden)
         return {**fields, "parity": parity}

@@ -18,6 +18,7 @@ def open_graph(graph: Path, *, threads: int = 0, only: tuple[str, ...] | None = 
     """A function (n, 3, H, W) -> outputs by name (`only` those, if given). Raises BundleError for a broken graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=[PROVIDER])
     except Exception as error:  # its exceptions share no base class with each other

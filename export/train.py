@@ -29,6 +29,7 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
     `stop_after` ends the call after that many epochs in all, as if interrupted there. Raises DataError where the
     folder holds a run of another recipe or the loss is no longer finite.
     """
+    _check_device(device)
     config = recipe.training
     to_train_on, held_out = split(load(source.training(), recipe.preprocessing))
     images, labels = _resident(to_train_on, device)
@@ -93,6 +94,13 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
             f"  held-out accuracy {metrics['held_out_accuracy']:.4f}  {metrics['images_per_second']:.0f} images/s",
             end="\n",
         )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 def channels_last(net: Net) -> None:

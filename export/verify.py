@@ -31,7 +31,7 @@ Check = Callable[[str, NDArray[np.floating[Any]], float], None]
 def verify(bundle: Bundle, data: Path | None) -> Bundle:
     """Holds every promise of the bundle and writes what was measured, and golden.npz, into it.
 
-    Compares on 256 pictures, of `data`'s held-out split or made ones. Raises BundleError naming what does not hold.
+    Compares on 256 pictures, made ones or training pictures of `data`. Raises BundleError naming what does not hold.
     """
     parity, golden = prove(bundle, data)
     return update_bundle(bundle, {"parity": parity.model_dump()}, {GOLDEN: golden})
@@ -66,6 +66,9 @@ def measure(bundle: Bundle, exported: Exported, data: Path | None) -> Parity:
     pixels, origin = _pixels(manifest, data)
     answer = open_graph(bundle.graph)
     alone = _run(answer, pixels, 1)
+    if tuple(alone) != manifest.outputs:
+        promised = ", ".join(manifest.outputs)
+        raise BundleError(f"{manifest.id}: the graph has the outputs {', '.join(alone)}; the manifest says {promised}")
     largest: dict[str, float] = {}
     allowed: dict[str, float] = {}
 

@@ -56,14 +56,20 @@ class ClassifyOptions(Frozen):
         """From the pairs of a query string. Raises InvalidParameter with the bound and the value seen."""
         values: dict[str, Any] = {}
         for name, value in query:
-            if name not in cls.model_fields:
-                raise InvalidParameter(f"unknown parameter {name!r}; there are {', '.join(cls.model_fields)}")
             if name == "classes":
                 values[name] = (*values.get(name, ()), value)
             elif name in values:
                 raise InvalidParameter(f"parameter {name} is given twice: {values[name]!r} and {value!r}")
             else:
                 values[name] = value
+        return cls.checked(values)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> "ClassifyOptions":
+        """From values by name. Raises InvalidParameter with the bound and the value seen."""
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            raise InvalidParameter(f"unknown parameter {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -6,6 +6,7 @@ A bundle is written whole or not at all, and opened only if every file is what t
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from saccade.errors import BundleError
-from saccade.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from saccade.manifest import NAME, SCHEMA_VERSION, FileEntry, Manifest
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -64,7 +65,7 @@ def find_bundles(models: Path) -> list[Path]:
     """Folders models/<name>/<version>/ that hold a manifest, by name and rising version."""
     if not models.is_dir():
         raise BundleError(f"no folder of models at {models}")
-    found = [path.parent for path in models.glob(f"*/*/{MANIFEST}") if path.parent.name.isdigit()]
+    found = [path.parent for path in models.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
     return sorted(found, key=lambda folder: (folder.parent.name, int(folder.name)))
 
 
@@ -84,7 +85,7 @@ def resolve_bundle(models: Path, model: str) -> Path:
 
 def next_version(models: Path, name: str) -> int:
     """One more than the highest version of `name`; 1 for a new name."""
-    taken = [int(folder.name) for folder in (models / name).glob("*") if folder.name.isdigit()]
+    taken = [int(folder.name) for folder in (models / name).glob("*") if folder.name.isdecimal()]
     return max(taken, default=0) + 1
 
 
@@ -94,28 +95,38 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
     `build` gets an empty folder, writes `FILES` into it, and returns the manifest's fields but for schema_version,
     name, version and files. If anything fails, a full disk included, nothing is left behind. Raises BundleError.
     """
+    if not re.fullmatch(NAME, name):  # before anything long is begun, and before it becomes a path
+        raise BundleError(f"{name!r} is no name for a model: it must match {NAME}")
     target = models / name / str(version)
     if target.exists():
         raise BundleError(f"{target} exists already; a version is never written twice")
-    new_parent = not target.parent.exists()
+    new_folders = [folder for folder in (target.parent, models) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{version}.part-", dir=target.parent))
     except OSError as error:
+        _remove_empty(new_folders)
         raise BundleError(f"could not write to {models}: {error}") from error
     try:
         fields = build(scratch)
+        missing = [file for file in FILES if not (scratch / file).is_file()]
+        if missing:
+            raise BundleError(f"could not write {target}: no {', '.join(missing)} was made")
         identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version}
         manifest = Manifest.model_validate({**identity, **fields, "files": _entries(scratch)})
         _write_synced(scratch / MANIFEST, _to_json(manifest))
-        scratch.chmod(0o755)  # mkdtemp keeps others out; a bundle is there to be read
+        for file in scratch.iterdir():
+            file.chmod(0o644)  # safetensors and mkdtemp keep others out; a bundle is there to be read
+        scratch.chmod(0o755)
         scratch.rename(target)
-    except (OSError, ValidationError) as error:
+    except ValidationError as error:
+        raise BundleError(f"could not write {target}: {_first(error)}") from error
+    except OSError as error:
         raise BundleError(f"could not write {target}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if new_parent and not target.exists():
-            _remove_if_empty(target.parent)
+        if not target.exists():
+            _remove_empty(new_folders)
     return Bundle(target, manifest)
 
 
@@ -145,11 +156,15 @@ def _read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"could not read {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where}: {first['msg']}; the value is {first['input']!r}"[:500]) from error
+        raise BundleError(f"{path}: {_first(error)}") from error
     except ValueError as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}; the value is {first['input']!r}"[:500]
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
@@ -185,8 +200,9 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return  # somebody else's bundle is in it by now
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # it was never made, or somebody else's bundle is in it by now

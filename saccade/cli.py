@@ -82,12 +82,13 @@ def overlay_picture(options: argparse.Namespace) -> None:
     (local,) = _needs("cpu", "service.local")
     folder = resolve_bundle(options.models, options.model)
     manifest = open_bundle(folder).manifest
+    name = options.map or ("class" if options.class_ else None)
     asked = ClassifyOptions.from_query(
         [
             ("top_k", "1"),
             ("decimals", "9"),
-            ("classes", options.class_),
-            *([("maps", options.map)] if options.map else []),
+            ("classes", options.class_ or "top1"),
+            *([("maps", name)] if name else []),
         ]
     )
     picture = picture_bytes(options.picture)
@@ -106,7 +107,7 @@ def classify(options: argparse.Namespace) -> None:
     """Asks a service and prints its answer."""
     query = [(name, getattr(options, name)) for name in ("model", "maps", "attention", "heads", "rows")]
     asked = ClassifyOptions.from_query(
-        [*((name, value) for name, value in query if value is not None), ("top_k", str(options.top_k))]
+        [*((name, value) for name, value in query if value is not None), ("top_k", options.top_k)]
     )
     with Client(options.url, key=os.environ.get("SACCADE_API_KEY")) as client:
         answer = client.classify(options.picture, **asked.model_dump())
@@ -153,12 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write")
     one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     one.add_argument("--map", help="rollout, class or pooling (default: the model's)")
-    one.add_argument("--class", dest="class_", default="top1", help="class of the class map: top1, an index or a label")
+    one.add_argument("--class", dest="class_", help="class of the class map: top1 (default), an index or a label")
 
     one = command("classify", classify)
     one.add_argument("picture", type=Path)
     one.add_argument("--url", default="http://127.0.0.1:8000", help="the service (default: http://127.0.0.1:8000)")
-    one.add_argument("--top-k", type=int, default=5)
+    one.add_argument("--top-k", default="5", help=ClassifyOptions.model_fields["top_k"].description)
     for name in ("model", "maps", "attention", "heads", "rows"):
         one.add_argument(f"--{name}", help=ClassifyOptions.model_fields[name].description)
     return parser
@@ -188,11 +189,19 @@ def _write_picture(picture: Image.Image, path: Path) -> None:
     if kind is None:
         raise DataError(f"{path} must end in .png, .jpg, .jpeg or .webp")
     buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=90)
+    try:
+        picture.save(buffer, kind, quality=90)
+    except (OSError, ValueError) as error:  # JPEG ends at 65,500 pixels a side, WebP at 16,383
+        raise DataError(f"{kind} cannot hold {picture.width} x {picture.height} pixels: {error}") from error
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(buffer.getvalue())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise DataError(f"could not write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,17 +3,20 @@
 import io
 import os
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import ValidationError
+from PIL import ExifTags, Image
+from pydantic import BaseModel, ValidationError
 
 from saccade import errors
 from saccade.api import Answer, ClassifyOptions, Error, ModelList
-from saccade.errors import DataError, SaccadeError, ServiceError
+from saccade.decode import orientation
+from saccade.errors import DataError, InvalidImage, SaccadeError, ServiceError
+
+_Wire = TypeVar("_Wire", bound=BaseModel)
 
 Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
 
@@ -31,21 +34,24 @@ class Client:
     def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str | None = None, timeout: float = 60.0) -> None:
         """`key` is sent as a bearer token; `timeout` is in seconds."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"{url!r} is not the address of a service: {error}") from error
 
     def classify(self, picture: Picture, **options: Any) -> Answer:
         """Labels, maps and attention of a path, bytes, file, array (H, W, 3) or PIL image.
 
         `options` are those of `ClassifyOptions`. Raises RequestError, ServiceError, DataError for an unreadable path.
         """
-        query = ClassifyOptions(**options).to_query()
+        query = ClassifyOptions.checked(options).to_query()
         answer = self._ask(
             "POST", "/v1/classify", params=httpx.QueryParams(tuple(query)), content=picture_bytes(picture)
         )
-        return Answer.model_validate_json(answer)
+        return self._read(Answer, answer)
 
     def models(self) -> ModelList:
-        return ModelList.model_validate_json(self._ask("GET", "/v1/models"))
+        return self._read(ModelList, self._ask("GET", "/v1/models"))
 
     def close(self) -> None:
         self._http.close()
@@ -57,6 +63,12 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read(self, kind: type[_Wire], body: bytes) -> _Wire:
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError:
+            raise ServiceError(f"{self._http.base_url} answered in no known form: is it a Saccade?") from None
 
     def _ask(self, method: str, path: str, **arguments: Any) -> bytes:
         try:
@@ -73,15 +85,13 @@ class Client:
 
 
 def picture_bytes(picture: Picture) -> bytes:
-    """The picture as a file: what has one is taken as it is, arrays and PIL images become PNG, without loss."""
+    """The picture as a file: what has one is taken as it is, arrays and PIL images become PNG or TIFF, without loss."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     if isinstance(picture, Image.Image):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        return buffer.getvalue()
+        return _as_file(picture)
     if isinstance(picture, str | os.PathLike):
         try:
             with open(picture, "rb") as file:
@@ -89,3 +99,16 @@ def picture_bytes(picture: Picture) -> bytes:
         except OSError as error:
             raise DataError(f"could not read {os.fspath(picture)}: {error.strerror}") from error
     return picture.read()
+
+
+def _as_file(picture: Image.Image) -> bytes:
+    """PNG where it has the mode, else TIFF; with the orientation, so that the service turns it as it would the file."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    try:
+        picture.load()
+        exif[ExifTags.Base.Orientation] = orientation(picture)
+        kind = "PNG" if picture.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA") else "TIFF"
+        picture.save(buffer, kind, exif=exif)
+    except Exception as error:  # a file that Pillow has opened and not read yet may be damaged in every way
+        raise InvalidImage(f"the picture of mode {picture.mode} cannot be sent: {error}") from error
+    return buffer.getvalue()

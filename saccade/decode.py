@@ -5,10 +5,10 @@ Embedded colour profiles are not applied: training pictures are read the same wa
 
 import base64
 import io
-from typing import Any
+import re
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from saccade.errors import ImageTooLarge, InvalidImage
 
@@ -17,6 +17,17 @@ MAX_PIXELS = 50_000_000
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _WITHOUT_RANGE = ("F",)
+
+# EXIF orientation -> what turns the stored rows upright (CIPA DC-008, tag 274)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -31,7 +42,8 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_
     except (InvalidImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"the picture has more than the limit of {max_pixels} pixels") from error
+        seen = re.search(r"\d+", str(error))  # Pillow's own limit, met before ours; it says "(N pixels)"
+        raise ImageTooLarge(f"the picture has {seen and seen[0]} pixels; the limit is {max_pixels}") from error
     except UnidentifiedImageError as error:
         raise InvalidImage(
             f"the {len(data)} bytes are not a picture in one of the formats {', '.join(FORMATS)}"
@@ -46,6 +58,15 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise InvalidImage(f"the picture is not valid base64: {error}") from error
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF orientation of a loaded picture, 1 to 8; 1 where it says none."""
+    try:
+        stated = picture.getexif().get(ExifTags.Base.Orientation)
+        return int(stated) if stated in _TURNS else 1
+    except Exception:  # a damaged EXIF block beside whole pixels: every viewer shows such a picture as it is stored
+        return 1
 
 
 def _reason(error: Exception) -> str:
@@ -78,16 +99,16 @@ def _upright_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Imag
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        turned: Any = ImageOps.exif_transpose(picture)
-    except Exception:  # a damaged EXIF block beside whole pixels: every viewer shows such a picture as it is stored
-        return picture
-    return picture if turned is None else turned
+    # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails on damage in tags that do not matter here.
+    turn = _TURNS.get(orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit greyscale -> L, rounded; Pillow's own conversion clips everything above 255 to white."""
-    wide = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+    wide = np.asarray(picture).astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise InvalidImage(f"greyscale levels must be within 0 and 65535, not {wide.min()} to {wide.max()}")
     narrow = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if "transparency" in picture.info:
         level = picture.info["transparency"]

@@ -6,6 +6,8 @@ that the file may be redistributed with any model.
 
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -66,11 +68,14 @@ def golden_differences(
 ) -> dict[str, float]:
     """Largest absolute difference of each output of `answer` from golden.npz; inf where a value is not finite."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
-        outputs = answer(normalize(golden["pictures"], manifest.preprocessing))
+        spec = manifest.preprocessing
+        if golden["pictures"].shape[1:] != (spec.height, spec.width, 3):
+            raise ValueError(f"its pictures are {golden['pictures'].shape}, the net takes {spec.height} x {spec.width}")
+        outputs = answer(normalize(golden["pictures"], spec))
         return {name: _difference(golden, name, outputs[name]) for name in manifest.outputs}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} does not fit the manifest: {error}") from error
 
 

@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""Of a model: also a folder's name and a word of a URL."""
+
 Channel = Annotated[int, Field(ge=0, le=255)]
 MapName = Literal["pooling", "rollout", "class"]
+Count = Annotated[int, Field(ge=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
@@ -44,6 +48,8 @@ class Preprocessing(Frozen):
             raise ValueError(
                 f"fit='crop' needs shortest_edge of at least {max(self.height, self.width)}, not {self.shortest_edge}"
             )
+        if self.fit == "crop" and self.interpolation == "box":
+            raise ValueError("interpolation='box' with fit='crop' would depend on where the crop begins: use bilinear")
         if self.fit == "stretch" and self.shortest_edge is not None:
             raise ValueError("shortest_edge has no meaning with fit='stretch'")
         if min(self.std) <= 0:
@@ -62,7 +68,7 @@ class AttentionLayer(Frozen):
     """Geometry of one output `attention_NN`, (batch, heads, tokens, tokens). Never worked out from a square root."""
 
     output: str
-    grid: tuple[int, int]
+    grid: tuple[Count, Count]
     """Rows and columns of patches."""
     heads: int = Field(ge=1)
     special_tokens: SpecialTokens = SpecialTokens()
@@ -102,7 +108,7 @@ class ClassMap(Frozen):
     tokens: str
     weight: str
     bias: str
-    grid: tuple[int, int]
+    grid: tuple[Count, Count]
 
 
 class Maps(Frozen):
@@ -202,7 +208,7 @@ class Manifest(Frozen):
     """manifest.json of `models/<name>/<version>/`."""
 
     schema_version: Literal[1]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    name: str = Field(pattern=NAME)
     version: int = Field(ge=1)
     precision: Literal["float32"] = "float32"
     labels: tuple[str, ...] = Field(min_length=1)
@@ -232,6 +238,8 @@ class Manifest(Frozen):
     def _consistent(self) -> "Manifest":
         if self.attention and self.pooling is None:
             raise ValueError("a model with attention layers must say how it pools")
+        if (self.maps.rollout or self.maps.pooling) and not self.attention:
+            raise ValueError("the maps rollout and pooling need attention layers, and there are none")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from each other")
         return self

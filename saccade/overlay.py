@@ -33,7 +33,7 @@ def overlay(picture: Image.Image, values: NDArray[np.float32], seen: Region) -> 
     result = Image.fromarray((np.asarray(picture, np.float32) * _UNSEEN).round().astype(np.uint8))
     result.paste(Image.fromarray(blended.round().astype(np.uint8)), box[:2])
     if (seen.width, seen.height) != (picture.width, picture.height):
-        frame = (box[0], box[1], box[2] - 1, box[3] - 1)
+        frame = (box[0], box[1], box[0] + size[0] - 1, box[1] + size[1] - 1)
         ImageDraw.Draw(result).rectangle(frame, outline=(255, 255, 255))
     return result
 

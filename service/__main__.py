@@ -41,7 +41,8 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.create_task(stopping.wait())
     try:
         await service.load()
-        log.info("ready on http://%s:%d", *listener.getsockname()[:2])
+        host, port = listener.getsockname()[:2]
+        log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
         await service.drain()
     finally:

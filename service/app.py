@@ -108,6 +108,7 @@ def create_app_for(service: Service) -> FastAPI:
         summary="Image classifiers that show where they looked",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service

@@ -105,7 +105,7 @@ class Batcher:
             self._waiting.clear()
             self._arrived.notify_all()
         for entry in left:
-            entry.loop.call_soon_threadsafe(_fail, [entry], InferenceFailed("the engine has stopped"))
+            _deliver([entry], _fail, InferenceFailed("the engine has stopped"))
         for thread in self._threads:
             thread.join()
 

@@ -92,9 +92,14 @@ async def _from_multipart(request: Request, body: bytes) -> bytes:
         parser = _InMemoryParser(request.headers, once(), max_files=1, max_fields=8, max_part_size=2**16)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        message = getattr(error, "message", str(error)) or "no boundary"
+        message = (
+            "its Content-Type has no boundary" if isinstance(error, KeyError) else getattr(error, "message", error)
+        )
         raise InvalidParameter(f"the multipart body cannot be read: {message}") from error
-    upload = form.get(FIELD)
-    if not isinstance(upload, UploadFile):
-        raise InvalidImage(f"the multipart body has no file field {FIELD!r}; it has {list(form)[:5]}")
-    return await upload.read()
+    try:
+        upload = form.get(FIELD)
+        if not isinstance(upload, UploadFile):
+            raise InvalidImage(f"the multipart body has no file field {FIELD!r}; it has {list(form)[:5]}")
+        return await upload.read()
+    finally:
+        await form.close()

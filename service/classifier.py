@@ -6,8 +6,9 @@ select -> admit -> decode -> batch -> run -> postprocess -> encode
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -70,14 +71,10 @@ class Classifier:
         time.monotonic(). Raises RequestError and ServiceError.
         """
         selection = select(self.manifest, options, self._settings.max_response_bytes)
-        timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
         with self.batcher.admission():
-            try:
-                async with asyncio.timeout(started + timeout - time.monotonic()):
-                    decoded = await self._in_worker(self._decode, read)
-                    ran = await self.batcher.run(decoded.pixels, selection.outputs, started + timeout)
-            except TimeoutError:
-                raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
+            async with self.deadline(options, started) as until:
+                decoded = await self._in_worker(self._decode, read)
+                ran = await self.batcher.run(decoded.pixels, selection.outputs, until)
         self._metrics.observe(self.manifest, decoded.seconds, ran.queue_s, ran.run_s, ran.batch_size)
         finish = functools.partial(self._finish, selection, decoded, ran, request_id, started)
         large = sum(values.size for values in ran.outputs.values()) > _LARGE_ANSWER
@@ -85,6 +82,16 @@ class Classifier:
         if len(body) > self._settings.max_response_bytes:
             raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(body)))
         return body
+
+    @asynccontextmanager
+    async def deadline(self, options: ClassifyOptions, started: float) -> AsyncIterator[float]:
+        """Around each wait of a request; gives its end, of time.monotonic(). Raises DeadlineExceeded past it."""
+        timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
+        try:
+            async with asyncio.timeout(started + timeout - time.monotonic()):
+                yield started + timeout
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
 
     def close(self) -> None:
         self.batcher.close()

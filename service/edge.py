@@ -7,6 +7,7 @@ import time
 
 from fastapi import Response
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade.errors import SaccadeError
@@ -16,8 +17,9 @@ from service.metrics import Metrics
 
 log = logging.getLogger("saccade.http")
 
-OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready")
-"""Orchestrators ask these without a key."""
+OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json")
+"""Asked without a key: by orchestrators, and by the browser of whoever wants to know how to send one."""
+OPEN_PREFIX = "/docs/assets/"
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
 
@@ -47,12 +49,14 @@ class Edge:
 
         try:
             response: ASGIApp = self._app
-            if scope["path"] not in OPEN_ROUTES:
+            if scope["path"] not in OPEN_ROUTES and not scope["path"].startswith(OPEN_PREFIX):
                 try:
                     self._keys.check(headers)
                 except SaccadeError as error:
                     response = refuse(self._metrics, error, request_id)
             await response(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499  # nobody is left to read an answer
         except Exception:
             log.exception("request %s failed", request_id)
             if status:

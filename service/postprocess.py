@@ -84,7 +84,8 @@ def maps(
         "values": rounded(values.reshape(layer.grid), selection.decimals),
     }
     if name == "rollout":
-        share = 1.0 - float(values.sum(dtype=np.float64)) if layer.special_tokens.count else 0.0
+        # max(): rounding may put the sum a last bit over 1, and an answer has no -0.0
+        share = max(1.0 - float(values.sum(dtype=np.float64)), 0.0) if layer.special_tokens.count else 0.0
         entry["special_tokens_share"] = round(share, selection.decimals)
     return [entry]
 
@@ -97,7 +98,8 @@ def class_maps(
     assert manifest.maps.class_map is not None
     classes = order[:1] if selection.classes == "top1" else order if selection.classes == "topk" else selection.classes
     chosen = np.asarray(classes, np.intp)
-    per_patch = outputs[manifest.maps.class_map.tokens] @ head.weight[chosen].T  # (P, k)
+    with np.errstate(over="ignore", invalid="ignore"):  # rounded() refuses what overflowed
+        per_patch = outputs[manifest.maps.class_map.tokens] @ head.weight[chosen].T  # (P, k)
     grid = manifest.maps.class_map.grid
     return [
         {
@@ -147,4 +149,8 @@ def pooled_row(manifest: Manifest, outputs: Outputs, tokens: int) -> Floats:
 
 def rounded(values: Floats, decimals: int) -> Floats:
     """Contiguous float32, rounded; the encoder then prints the shortest decimal that reads back the same."""
-    return np.ascontiguousarray(np.round(values, decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = np.ascontiguousarray(np.round(values, decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0
+    if not np.isfinite(near).all():
+        raise InferenceFailed("a map holds a value that is not finite")
+    return near

@@ -88,7 +88,8 @@ async def classify(request: Request) -> Response:
     async with request.app.state.service.work() as registry:
         options = ClassifyOptions.from_query(request.query_params.multi_items())
         classifier: Classifier = registry.get(options.model)
-        read = await read_picture(request, request.app.state.service.settings.max_body_bytes)
+        async with classifier.deadline(options, request.state.received):  # a stalled upload must not hold up a drain
+            read = await read_picture(request, request.app.state.service.settings.max_body_bytes)
         body = await classifier.classify(read, options, request.state.request_id, request.state.received)
     return Response(body, media_type=JSON)
 

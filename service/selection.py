@@ -6,7 +6,7 @@ Raises InvalidParameter, UnsupportedMap and ResponseTooLarge, each naming the li
 from typing import Literal, NamedTuple, cast
 
 from saccade.api import ClassifyOptions, Indices, indices
-from saccade.errors import InvalidParameter, ResponseTooLarge, UnsupportedMap
+from saccade.errors import InvalidParameter, RequestError, ResponseTooLarge, UnsupportedMap
 from saccade.manifest import AttentionLayer, Manifest, MapName
 
 _LEAST_BYTES = 4  # "0.0," in JSON
@@ -54,9 +54,14 @@ def too_large(manifest: Manifest, options: ClassifyOptions, max_bytes: int, size
     """The error for an answer of `size` bytes, with the largest of the usual smaller requests that fits."""
     for change in _SMALLER:
         smaller = options.model_copy(update=change)
-        most = _most_bytes(manifest, _resolve(manifest, smaller))
+        try:
+            most = _most_bytes(manifest, _resolve(manifest, smaller))
+        except RequestError:
+            continue  # such a request is not one for this model
         if most <= max_bytes and smaller != options:
-            asked = "&".join(f"{name}={value}" for name, value in change.items())
+            asked = "&".join(
+                f"{name}={value[0] if isinstance(value, tuple) else value}" for name, value in change.items()
+            )
             return ResponseTooLarge(
                 f"the answer would have {size} bytes; the limit is {max_bytes}; with {asked} it has at most {most}"
             )
@@ -75,6 +80,7 @@ _SMALLER: tuple[dict[str, object], ...] = (
     {"attention": "none", "classes": ("top1",)},
     {"attention": "none", "maps": "none"},
     {"attention": "none", "maps": "none", "top_k": 5},
+    {"attention": "none", "maps": "none", "top_k": 1},
 )
 
 

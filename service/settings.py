@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         description="Largest picture, width times height; refused with 413 before decoding",
     )
     max_response_bytes: int = Field(
-        32 * 2**20, ge=1024, le=2**31, description="Largest answer; beyond it 413 names a smaller request"
+        32 * 2**20, ge=4096, le=2**31, description="Largest answer; beyond it 413 names a smaller request"
     )
     drain_grace_s: float = Field(
         2.0, ge=0, le=600, description="Seconds after SIGTERM in which readiness says 503 but new work is still taken"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from export.data import open_source
@@ -60,7 +61,7 @@ def run_recipe(recipe: Recipe, folder: Path, **arguments: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(_one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of one epoch of each of `NETS`."""
     folder = tmp_path_factory.mktemp("runs")
     return {name: run_recipe(tiny_recipe(name), folder / name) for name in NETS}
@@ -103,6 +104,12 @@ def service(models: Path) -> Iterator[TestClient]:
     """The service with its defaults and all of `NETS`, the default model being tiny-cct."""
     with TestClient(create_app(Settings(models=models, default_model="tiny-cct")), raise_server_exceptions=False) as it:
         yield it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """These nets are too small to share: on a busy machine threads that wait for each other take 40 times as long."""
+    torch.set_num_threads(1)
 
 
 class Server:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from export.nets.attention import Encoder, init_transformer
@@ -18,14 +19,14 @@ from saccade.manifest import Frozen, Pooling
 
 class CctConfig(Frozen):
     kind: Literal["cct"]
-    layers: int
-    heads: int
-    width: int
-    mlp_ratio: float
-    kernel: int
-    convolutions: int
-    tokenizer_width: int = 64
-    drop_path: float = 0.0
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    width: int = Field(ge=1)
+    mlp_ratio: float = Field(gt=0)
+    kernel: int = Field(ge=1)
+    convolutions: int = Field(ge=1)
+    tokenizer_width: int = Field(64, ge=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
 
 
 class Tokenizer(nn.Sequential):

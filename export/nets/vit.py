@@ -6,6 +6,7 @@ With mean pooling the mean is taken after the closing norm, so that the class ma
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from export.nets.attention import Encoder, init_transformer
@@ -15,13 +16,13 @@ from saccade.manifest import Frozen, Pooling
 
 class VitConfig(Frozen):
     kind: Literal["vit"]
-    patch: int
-    layers: int
-    heads: int
-    width: int
-    mlp_ratio: float = 4.0
+    patch: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    width: int = Field(ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
     pooling: Literal["class_token", "mean"] = "class_token"
-    drop_path: float = 0.0
+    drop_path: float = Field(0.0, ge=0, lt=1)
 
 
 class Vit(Net):

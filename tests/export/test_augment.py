@@ -1,0 +1,55 @@
+"""Augmentation of a batch at once, against one picture and one pixel at a time."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from export.augment import flip_mask, shift_and_flip
+
+
+def one_by_one(images: np.ndarray, flip: np.ndarray, shift: int, moves: np.ndarray) -> np.ndarray:
+    """Pads with reflected edges, cuts the original size out at (down, right), then mirrors."""
+    moved = np.empty_like(images)
+    height, width = images.shape[2:]
+    for index, image in enumerate(images):
+        padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
+        down, right = moves[:, index, 0]
+        cut = padded[:, down : down + height, right : right + width]
+        moved[index] = cut[:, :, ::-1] if flip[index] else cut
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 11)])
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_a_batch_is_augmented_as_its_pictures_would_be_alone(
+    shift: int, height: int, width: int, dtype: torch.dtype
+) -> None:
+    """The fast form moves and mirrors each picture exactly, on its own account."""
+    torch.manual_seed(shift)
+    images = torch.randint(0, 256, (40, 3, height, width)).to(dtype)
+    flip = torch.rand(40) < 0.5
+    moves = torch.randint(0, 2 * shift + 1, (2, 40, 1), generator=torch.Generator().manual_seed(5))
+    seen = shift_and_flip(images, flip, shift, torch.Generator().manual_seed(5))
+    assert seen.dtype == dtype
+    np.testing.assert_array_equal(seen.numpy(), one_by_one(images.numpy(), flip.numpy(), shift, moves.numpy()))
+
+
+def test_every_move_within_the_limit_is_drawn_and_none_beyond() -> None:
+    """A shift of 2 is five places each way."""
+    images = torch.arange(9 * 9).reshape(1, 1, 9, 9).expand(500, 3, 9, 9).float()
+    seen = shift_and_flip(images, torch.zeros(500, dtype=torch.bool), 2, torch.Generator().manual_seed(0))
+    centres = seen[:, 0, 4, 4]
+    rows, columns = centres // 9, centres % 9
+    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
+
+
+def test_flips_alternate_from_epoch_to_epoch() -> None:
+    """In any two epochs every picture is shown both ways; who starts which way is a coin's toss."""
+    masks = [flip_mask(1_000, epoch, seed=3) for epoch in range(4)]
+    for before, after in pairwise(masks):
+        assert torch.equal(before, ~after)
+    assert 400 < masks[0].sum() < 600
+    assert not torch.equal(masks[0], flip_mask(1_000, 0, seed=4))

@@ -1,0 +1,65 @@
+"""Recipes: one typo is one sentence that names the file and the key."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.nets import build
+from export.recipe import RECIPES, load_recipe
+from saccade.errors import RecipeError
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
+TEXT = (RECIPES / "digits-cct.toml").read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_loads_by_name_and_by_path_and_builds(name: str) -> None:
+    """Every recipe of the project is ready to be trained."""
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(str(RECIPES / f"{name}.toml"))
+    net = build(recipe.net, recipe.size, 10).eval()
+    assert net(torch.zeros(1, 3, *recipe.size)).shape == (1, 10)
+
+
+def test_the_shipped_recipes_are_those_of_the_readme() -> None:
+    """An attention model and the CNN to hold it against on CIFAR-10, and one that needs no download."""
+    assert SHIPPED == ["cifar10-cct", "cifar10-resnet20", "digits-cct"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("heads = 2", "heads = 2\nlairs = 3", r"net\.cct\.lairs: Extra inputs are not permitted"),
+        ("seed = 1", "seed = 1\nspeed = 2", r"speed: Extra inputs are not permitted"),
+        ("epochs = 12", "", r"training\.epochs: Field required"),
+        ("epochs = 12", "epochs = 0", r"training\.epochs: .*greater than or equal to 1"),
+        ("learning_rate = 3e-3", "learning_rate = inf", r"training\.learning_rate: .*finite"),
+        ('optimizer = "adamw"', 'optimizer = "adam"', r"training\.optimizer: .*'adamw' or 'sgd'"),
+        ('kind = "cct"', 'kind = "cnn"', r"net: .*'cct', 'vit', 'resnet'"),
+        ('kind = "digits"', 'kind = "mnist"', r"data\.kind: .*'cifar10', 'folder' or 'digits'"),
+    ],
+)
+def test_a_typo_is_named_by_file_and_key(tmp_path: Path, old: str, new: str, says: str) -> None:
+    """An unknown key is an error: it would otherwise be a setting that silently does nothing."""
+    path = tmp_path / "mine.toml"
+    assert TEXT.count(old) == 1
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(RecipeError, match=rf"{path}: {says}"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("content", [b"seed = = 1", b"seed = 1\nseed = 2", b"\xff\xfe"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    """The message says which file, and where in it where the parser knows."""
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=f"{path}: "):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["cifar11", "no/such/file.toml"])
+def test_an_unknown_name_lists_the_recipes_there_are(name: str) -> None:
+    """Whoever mistypes a name sees the right ones."""
+    with pytest.raises(RecipeError, match=f"no recipe '{name}': .*{', '.join(SHIPPED)}"):
+        load_recipe(name)

@@ -1,0 +1,230 @@
+"""Training: repeatable, interruptible, and loud when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from export.recipe import RECIPES, Recipe
+from export.run import read_run
+from export.train import train
+from saccade.cli import main
+from saccade.errors import DataError
+from tests.conftest import ROOT, tiny_recipe
+from tests.export.conftest import FewDigits, after_each_step, float64, same_tensors
+
+FILES = ("checkpoint.safetensors", "best.safetensors")
+STEPS = 5  # 200 digits less the tenth held out, in batches of 32
+
+
+def recipe_of(net: str, **training: Any) -> Recipe:
+    """Three epochs with everything random that a recipe can switch on."""
+    recipe = tiny_recipe(net, **{"epochs": 3, "shift": 1, "flip": True, "ema": 0.9, **training})
+    if net != "tiny-resnet":
+        recipe = recipe.model_copy(update={"net": recipe.net.model_copy(update={"drop_path": 0.2})})
+    return recipe
+
+
+def run(recipe: Recipe, folder: Path, **arguments: Any) -> Path:
+    train(recipe, FewDigits(), folder, **arguments)
+    return folder
+
+
+def assert_same(left: Path, right: Path) -> None:
+    for name in FILES:
+        assert same_tensors(left / name, right / name), name
+    losses = [
+        [(line["epoch"], line["loss"], line["held_out_accuracy"]) for line in read_run(folder)[3]]
+        for folder in (left, right)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("net", "training"),
+    [
+        ("tiny-cct", {"optimizer": "adamw"}),
+        ("tiny-cct", {"optimizer": "sgd"}),
+        ("tiny-cct", {"optimizer": "adamw", "precision": "bfloat16"}),
+        ("tiny-vit", {"optimizer": "adamw"}),
+        ("tiny-resnet", {"optimizer": "sgd"}),
+        ("tiny-resnet", {"optimizer": "adamw"}),
+    ],
+)
+def test_resuming_gives_the_same_weights_as_not_stopping(net: str, training: dict[str, Any], tmp_path: Path) -> None:
+    """Bit for bit: weights, averages, the optimizer's state, the best epoch and the metrics."""
+    recipe = recipe_of(net, **training)
+    run(recipe, tmp_path / "whole")
+    for stop_after in (1, 2, None):
+        run(recipe, tmp_path / "stopped", stop_after=stop_after)
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
+    """The same seed gives the same run; another seed gives another."""
+    recipe = recipe_of("tiny-cct", epochs=1)
+    for name in ("one", "again"):
+        run(recipe, tmp_path / name)
+    run(recipe.model_copy(update={"seed": 2}), tmp_path / "other")
+    assert_same(tmp_path / "one", tmp_path / "again")
+    assert not same_tensors(tmp_path / "one" / FILES[0], tmp_path / "other" / FILES[0])
+
+
+@pytest.mark.parametrize("at", [2, STEPS + 3], ids=["in the first epoch", "in the second epoch"])
+def test_an_interrupted_run_goes_on_where_it_stood(tmp_path: Path, at: int) -> None:
+    """Ctrl-C in the middle of an epoch costs that epoch and nothing else."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    steps = count(1)
+
+    def interrupt(_: torch.optim.Optimizer) -> None:
+        if next(steps) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), after_each_step(interrupt):
+        run(recipe, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / FILES[0]).is_file()
+    run(recipe, tmp_path / "stopped")
+    run(recipe, tmp_path / "whole")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_ctrl_c_on_the_command_line_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    """SIGINT: one line that says how to go on, exit code 130, and the same command ends with the same weights."""
+    text = (RECIPES / "digits-cct.toml").read_text().replace("epochs = 12", "epochs = 2")
+    (tmp_path / "mine.toml").write_text(text)
+    arguments = ["train", str(tmp_path / "mine.toml"), "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from saccade.cli import main; sys.exit(main())",
+         *arguments, str(tmp_path / "stopped")],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/2  step"):
+            break
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 130
+    assert "Traceback" not in said
+    assert f"the same command resumes from the last epoch in {tmp_path / 'stopped'}" in said
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert main([*arguments, str(tmp_path / "stopped")]) == 0
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """Epoch, step and rate are named; the epoch before is there to look at or go on from."""
+    recipe = recipe_of("tiny-cct", epochs=2, warmup_epochs=0)
+    run(recipe, tmp_path, stop_after=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    steps = count(1)
+
+    def blow_up(optimizer: torch.optim.Optimizer) -> None:
+        if next(steps) == 2:
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    rate = recipe.training.learning_rate * 0.5 * (1 + np.cos(np.pi * (STEPS + 2) / (2 * STEPS)))
+    with pytest.raises(DataError, match=f"the loss is nan at epoch 2, step 3, rate {rate:g}"), after_each_step(blow_up):
+        run(recipe, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def snapshots(recipe: Recipe, folder: Path) -> list[dict[str, Tensor]]:
+    """The net's parameters by name after each step."""
+    seen: list[list[Tensor]] = []
+
+    def keep(optimizer: torch.optim.Optimizer) -> None:
+        seen.append([tensor.detach().clone() for group in optimizer.param_groups for tensor in group["params"]])
+
+    with after_each_step(keep):
+        run(recipe, folder)
+    return [dict(zip(names_in_order(seen[-1], folder), tensors, strict=True)) for tensors in seen]
+
+
+def names_in_order(tensors: list[Tensor], folder: Path) -> list[str]:
+    """Of the last values of an optimizer's parameters, their names in the checkpoint."""
+    saved = {name[4:]: tensor for name, tensor in load_file(folder / FILES[0]).items() if name.startswith("net.")}
+    names = [[name for name, tensor in saved.items() if torch.equal(tensor, last)] for last in tensors]
+    assert all(len(found) == 1 for found in names)
+    return [found[0] for found in names]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.3, 0.999])
+def test_what_is_kept_is_the_moving_average_of_the_weights(tmp_path: Path, ema: float) -> None:
+    """a <- a + (1 - d) (w - a) with d = min(ema, (1 + t) / (10 + t)); 0 keeps the weights themselves."""
+    steps = snapshots(recipe_of("tiny-cct", epochs=1, ema=ema), tmp_path)
+    saved = load_file(tmp_path / FILES[0])
+    if ema == 0.0:
+        assert all(torch.equal(saved[f"average.{name}"], saved[f"net.{name}"]) for name in steps[-1])
+        return
+    decays = [min(ema, (1 + step) / (10 + step)) for step in range(len(steps))]
+    # tensors whose start is known: norms begin at 1 and 0, biases at 0
+    for name, start in (("encoder.norm.weight", 1.0), ("encoder.norm.bias", 0.0), ("head.bias", 0.0)):
+        average = np.full(steps[0][name].shape, start)
+        for decay, weights in zip(decays, steps, strict=True):
+            average = decay * average + (1 - decay) * float64(weights[name])
+        np.testing.assert_allclose(float64(saved[f"average.{name}"]), average, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_norms_biases_and_positions_do_not_decay(tmp_path: Path, optimizer: str) -> None:
+    """Weight decay is for matrices and convolutions, and all parameters are trained."""
+    groups: dict[float, list[Tensor]] = {}
+
+    def look(trained: torch.optim.Optimizer) -> None:
+        for group in trained.param_groups:
+            groups[group["weight_decay"]] = [tensor.detach().clone() for tensor in group["params"]]
+
+    recipe = recipe_of("tiny-cct", epochs=1, optimizer=optimizer, weight_decay=0.25)
+    with after_each_step(look):
+        run(recipe, tmp_path)
+    decayed, plain = (set(names_in_order(groups[decay], tmp_path)) for decay in (0.25, 0.0))
+    assert decayed | plain == {name[4:] for name in load_file(tmp_path / FILES[0]) if name.startswith("net.")}
+    assert plain == {name for name in decayed | plain if name.endswith("bias") or "norm" in name or name == "position"}
+
+
+def test_the_rate_warms_up_and_then_follows_a_cosine(tmp_path: Path) -> None:
+    """Linear over the warm-up epochs, then half a cosine from the recipe's rate to nought, step by step."""
+    rates: list[float] = []
+    recipe = recipe_of("tiny-cct", epochs=3, warmup_epochs=1.2)
+    with after_each_step(lambda optimizer: rates.append(optimizer.param_groups[1]["lr"])):
+        run(recipe, tmp_path)
+    warmup = 6
+    rising = [(step + 1) / warmup for step in range(warmup)]
+    falling = [0.5 * (1 + np.cos(np.pi * step / (3 * STEPS - warmup))) for step in range(3 * STEPS - warmup)]
+    np.testing.assert_allclose(rates, recipe.training.learning_rate * np.array(rising + falling), rtol=1e-9)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """On 200 digits it gets from a tenth to most of them in a few seconds: the gradient points the right way."""
+    recipe = tiny_recipe("tiny-resnet", epochs=8, optimizer="adamw", learning_rate=1e-2, ema=0.8, clip=5.0, shift=0)
+    metrics = read_run(run(recipe, tmp_path))[3]
+    assert max(line["held_out_accuracy"] for line in metrics) >= 0.7
+    assert metrics[-1]["loss"] < metrics[0]["loss"] / 2
+
+
+def test_a_run_folder_holds_nothing_pickled(tmp_path: Path) -> None:
+    """Safetensors and JSON: reading somebody else's run executes nothing."""
+    run(recipe_of("tiny-cct", epochs=1), tmp_path)
+    read: dict[str, Callable[[Path], Any]] = {
+        "recipe.json": lambda path: json.loads(path.read_text()),
+        "metrics.jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        "checkpoint.safetensors": load_file,
+        "best.safetensors": load_file,
+    }
+    assert {path.name for path in tmp_path.iterdir()} == read.keys()
+    for name, reader in read.items():
+        assert reader(tmp_path / name)

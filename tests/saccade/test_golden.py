@@ -1,0 +1,174 @@
+"""golden.npz: the service runs it before it says ready, so a graph that answers differently never serves."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from saccade.bundle import Bundle
+from saccade.errors import BundleError
+from saccade.golden import MAX_BYTES, check_golden, golden_differences, golden_file, made_pictures
+from saccade.manifest import Manifest
+
+CPU = "CPUExecutionProvider"
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def answers(bundle: Bundle) -> Callable[[NDArray[np.float32]], Arrays]:
+    """The bundle's graph in ONNX Runtime, with nothing of ours around it."""
+    session = onnxruntime.InferenceSession(str(bundle.graph), providers=[CPU])
+    names = [output.name for output in session.get_outputs()]
+    return lambda pixels: dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
+
+
+def changed(
+    answer: Callable[[NDArray[np.float32]], Arrays], name: str, change: Callable[[NDArray[np.float32]], Any]
+) -> Callable[[NDArray[np.float32]], Arrays]:
+    def altered(pixels: NDArray[np.float32]) -> Arrays:
+        outputs = dict(answer(pixels))
+        outputs[name] = change(outputs[name])
+        return outputs
+
+    return altered
+
+
+def rewritten(bundle: Bundle, path: Path, **arrays: Any) -> Path:
+    """golden.npz with some arrays replaced, or removed where None."""
+    with np.load(bundle.golden, allow_pickle=False) as file:
+        content = {name: file[name] for name in file.files} | arrays
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    return path
+
+
+def test_made_pictures_are_always_the_same() -> None:
+    """On every machine: the expected values travel, the pictures may be made again."""
+    pictures = made_pictures(3, 8, 12, 7)
+    assert (pictures.shape, pictures.dtype) == ((3, 8, 12, 3), np.uint8)
+    assert np.array_equal(pictures, made_pictures(3, 8, 12, 7))
+    assert not np.array_equal(pictures, made_pictures(3, 8, 12, 8))
+    assert np.array_equal(pictures[:2], made_pictures(2, 8, 12, 7))
+
+
+def test_made_pictures_are_not_flat() -> None:
+    """A flat picture would hide a flipped axis or swapped channels."""
+    for picture in made_pictures(8, 32, 32, 0).astype(float):
+        assert picture.std() > 5
+        for other in (picture[::-1], picture[:, ::-1], picture[..., ::-1], picture.swapaxes(0, 1)):
+            assert np.abs(picture - other).mean() > 1
+
+
+def test_a_real_bundle_answers_as_its_source_did(bundle: Bundle) -> None:
+    """ONNX Runtime against what eager PyTorch answered at export, within the stated tolerance."""
+    check_golden(bundle.manifest, bundle.golden, CPU, answers(bundle))
+    differences = golden_differences(bundle.manifest, bundle.golden, answers(bundle))
+    assert set(differences) == set(bundle.manifest.outputs)
+    assert max(differences.values()) < 1e-4
+
+
+def test_the_file_is_small_and_holds_every_output(bundle: Bundle) -> None:
+    """At most 1 MB, eight rows of each attention layer, the rest whole."""
+    assert bundle.golden.stat().st_size <= 1_000_000
+    with np.load(bundle.golden, allow_pickle=False) as file:
+        count = len(file["pictures"])
+        for layer in bundle.manifest.attention:
+            rows = min(8, layer.tokens)
+            assert file[layer.output].shape == (count, layer.heads, rows, layer.tokens)
+            assert len(set(file[f"{layer.output}_rows"].tolist())) == rows
+            assert np.abs(file[layer.output].sum(-1) - 1).max() < 1e-5
+        assert file["logits"].shape == (count, len(bundle.manifest.labels))
+
+
+def test_every_output_is_checked(bundle: Bundle) -> None:
+    """A difference in any one of them stops the load and is named, with what is allowed."""
+    right = answers(bundle)
+    for name in bundle.manifest.outputs:
+        with pytest.raises(
+            BundleError, match=rf"{bundle.manifest.id} on {CPU}: output {name} is 0\.25\d* away.*allowed"
+        ):
+            check_golden(bundle.manifest, bundle.golden, CPU, changed(right, name, lambda values: values + 0.25))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_never_within_tolerance(value: float, bundle: Bundle) -> None:
+    def spoil(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        spoiled = values.copy()
+        spoiled.flat[-1] = value
+        return spoiled
+
+    with pytest.raises(BundleError, match=r"output logits is inf away .*; 0\.0001 is allowed"):
+        check_golden(bundle.manifest, bundle.golden, CPU, changed(answers(bundle), "logits", spoil))
+
+
+def test_a_provider_without_a_stated_tolerance_is_refused(bundle: Bundle) -> None:
+    """Nobody measured it, so nobody promises it; the sentence lists those that were."""
+    with pytest.raises(BundleError, match=f"TensorrtExecutionProvider.*{CPU}"):
+        check_golden(bundle.manifest, bundle.golden, "TensorrtExecutionProvider", answers(bundle))
+
+
+def test_an_output_without_a_stated_tolerance_is_refused(bundle: Bundle) -> None:
+    manifest = Manifest.model_validate({**bundle.manifest.model_dump(), "tolerance": {CPU: {"attention": 1.0}}})
+    with pytest.raises(BundleError, match=f"no tolerance for logits on {CPU}"):
+        check_golden(manifest, bundle.golden, CPU, answers(bundle))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"logits": np.array([{"pickled": 1}], object)}, "allow_pickle"),
+        ({"logits": None}, "logits"),
+        ({"pictures": None}, "pictures"),
+        ({"logits": np.zeros((1, 3), np.float32)}, r"logits has shape \(\d, 10\); golden.npz has \(1, 3\)"),
+    ],
+)
+def test_a_golden_file_that_does_not_fit_is_refused(
+    arrays: dict[str, Any], words: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Pickled objects first of all: nothing is ever loaded by pickle."""
+    path = rewritten(bundle, tmp_path / "golden.npz", **arrays)
+    with pytest.raises(BundleError, match=f"{path} does not fit the manifest: .*{words}"):
+        check_golden(bundle.manifest, path, CPU, answers(bundle))
+
+
+def test_rows_outside_of_the_layer_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    if not bundle.manifest.attention:
+        assert not [name for name in bundle.manifest.outputs if name.startswith("attention")]
+        return
+    path = rewritten(bundle, tmp_path / "golden.npz", attention_00_rows=np.array([0, 10_000]))
+    with pytest.raises(BundleError, match="does not fit the manifest"):
+        check_golden(bundle.manifest, path, CPU, answers(bundle))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04....", "half", "array"])
+def test_a_damaged_golden_file_is_a_bundle_error(content: bytes | str, bundle: Bundle, tmp_path: Path) -> None:
+    """Whatever numpy and zipfile raise on it."""
+    path, whole = tmp_path / "golden.npz", bundle.golden.read_bytes()
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    known = {"half": whole[: len(whole) // 2], "array": buffer.getvalue()}
+    path.write_bytes(content if isinstance(content, bytes) else known[content])
+    with pytest.raises(BundleError, match=r"golden\.npz does not fit the manifest"):
+        check_golden(bundle.manifest, path, CPU, answers(bundle))
+
+
+def test_a_missing_golden_file_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=str(tmp_path / "absent.npz")):
+        check_golden(bundle.manifest, tmp_path / "absent.npz", CPU, answers(bundle))
+
+
+def test_outputs_that_cannot_be_compressed_take_fewer_pictures(bundle: Bundle) -> None:
+    """The limit of 1 MB holds, or the export says by how much it does not."""
+    generator = np.random.default_rng(0)
+    manifest = Manifest.model_validate(
+        {**bundle.manifest.model_dump(), "attention": (), "pooling": None, "maps": {"default": ()}}
+    )
+    fits = golden_file(manifest, lambda pixels: {"logits": generator.random((len(pixels), 100_000), np.float32)})
+    assert len(fits) <= MAX_BYTES
+    with np.load(io.BytesIO(fits), allow_pickle=False) as file:
+        assert len(file["pictures"]) == 2
+    with pytest.raises(BundleError, match=r"would have \d{7} bytes; the limit is 1000000"):
+        golden_file(manifest, lambda pixels: {"logits": generator.random((len(pixels), 400_000), np.float32)})

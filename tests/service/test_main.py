@@ -1,0 +1,142 @@
+"""The process: how it starts, how it ends, and what it says when it cannot start."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Server
+from tests.service.reference import PNG
+
+
+@pytest.fixture
+def small(models: Path, tmp_path: Path) -> Path:
+    """One model alone: a quick start."""
+    (tmp_path / "tiny-resnet").symlink_to(models / "tiny-resnet")
+    return tmp_path
+
+
+def wait_for(server: Server, word: str) -> str:
+    """The next log line with `word`."""
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        if word in line:
+            return line
+    raise AssertionError(f"the process ended without saying {word}")
+
+
+def half_sent(server: Server) -> tuple[socket.socket, bytes]:
+    """A request that the service has taken and whose body is not all there: (connection, the rest)."""
+    address = httpx.URL(server.url)
+    connection = socket.create_connection((address.host, address.port or 80), timeout=30)
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: here\r\nContent-Length: {len(PNG)}\r\nExpect: 100-continue\r\n\r\n"
+    connection.sendall(head.encode())
+    assert connection.recv(100).startswith(b"HTTP/1.1 100")  # sent when the route begins to read the body
+    connection.sendall(PNG[:50])
+    return connection, PNG[50:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_with_0_after_what_was_taken_is_finished(small: Path, number: int) -> None:
+    """A rolling update loses no request."""
+    server = Server(models=small, port=0, drain_grace_s=0)
+    connection, rest = half_sent(server)
+    server.process.send_signal(number)
+    wait_for(server, "draining")
+    connection.sendall(rest)
+    answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"labels"' in answer
+    connection.close()
+    assert server.stop() == 0
+
+
+def test_an_upload_that_stalls_is_ended_by_its_deadline(small: Path) -> None:
+    """It is told so, and holds up neither a place nor the end of the process."""
+    server = Server(models=small, port=0, drain_grace_s=0, timeout_ms=300)
+    connection, _ = half_sent(server)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(server, "draining")
+    answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"deadline_exceeded" in answer
+    connection.close()
+    assert server.stop() == 0
+
+
+def test_while_draining_readiness_is_503_on_an_open_listener_and_work_is_taken(small: Path) -> None:
+    """The balancer sees it in time, on a new connection; live stays 200."""
+    server = Server(models=small, port=0, drain_grace_s=600)
+    assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    assert "600 s" in wait_for(server, "draining")
+    ready = httpx.get(f"{server.url}/v2/health/ready")
+    assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+    assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+    assert httpx.post(f"{server.url}/v1/classify", content=PNG, timeout=30).status_code == 200
+    server.process.kill()
+    assert server.stop() == -signal.SIGKILL
+
+
+def test_an_idle_connection_does_not_hold_the_process_up(small: Path) -> None:
+    """A client that keeps its connection for later is no work."""
+    server = Server(models=small, port=0, drain_grace_s=0)
+    with httpx.Client() as client:
+        assert client.get(f"{server.url}/v2/health/live").status_code == 200
+        assert server.stop() == 0
+
+
+def run(**settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SACCADE_")}
+    environment |= {f"SACCADE_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-m", "service"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_what_prevents_a_start_is_one_line_and_exit_code_2(models: Path, tmp_path: Path, taken: int) -> None:
+    """Whoever starts it reads what to mend, not a traceback."""
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"port": "no"}, r"SACCADE_PORT: .*'no'"),
+        ({"port": taken, "models": models}, rf"could not listen on 127\.0\.0\.1:{taken}: .*in use"),
+        ({"port": 0, "models": tmp_path / "none"}, r"no folder of models at .*/none"),
+        (
+            {"port": 0, "models": models, "providers": "NoSuchProvider"},
+            r".*NoSuchProvider is asked for .* CPUEx",
+        ),
+        ({"port": 0, "models": models, "host": "0.0.0.0"}, r"SACCADE_HOST is 0\.0\.0\.0"),
+    ]
+    for settings, expected in cases:
+        ended = run(**settings)
+        assert ended.returncode == 2, ended.stderr
+        said = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+        assert len(said) == 1, ended.stderr
+        assert re.match(f"saccade: {expected}", said[0])
+        assert "Traceback" not in ended.stderr
+        assert ended.stdout == ""
+
+
+def test_log_lines_are_json(small: Path) -> None:
+    """One object a line, with the plan of each model."""
+    server = Server(models=small, port=0, drain_grace_s=0)
+    server.process.terminate()
+    assert server.process.stderr is not None
+    lines = [json.loads(line) for line in server.process.stderr if line.strip()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert any("draining" in line["message"] for line in lines)
+    server.process.stderr.close()
+    assert server.process.wait() == 0

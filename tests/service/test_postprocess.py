@@ -1,0 +1,57 @@
+"""Numbers on their way into JSON."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saccade.errors import InferenceFailed
+from service.encode import to_json
+from service.postprocess import rounded, softmax
+
+GENERATOR = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("decimals", range(10))
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 100.0])
+def test_numbers_are_rounded_and_read_back_as_the_very_float32(decimals: int, scale: float) -> None:
+    """What was printed is what was computed: reading it as float32 gives each bit again."""
+    values = (GENERATOR.normal(0, scale, (3, 50)) * GENERATOR.integers(0, 2, (3, 50))).astype(np.float32)
+    near = rounded(values, decimals)
+    assert near.dtype == np.float32
+    ulp = np.spacing(np.abs(values)) * 2
+    assert (np.abs(near.astype(np.float64) - values) <= 0.5 * 10.0**-decimals + ulp).all()
+    text = to_json({"values": near}).decode()
+    np.testing.assert_array_equal(np.array(json.loads(text)["values"], np.float32), near)
+
+
+@pytest.mark.parametrize("decimals", [0, 3, 9])
+def test_there_is_no_minus_zero(decimals: int) -> None:
+    """A reader who compares text is not surprised by -0.0."""
+    values = np.array([-0.0, -1e-12, 0.0, -0.4 * 10.0**-decimals], np.float32)
+    assert "-0.0" not in to_json({"values": rounded(values, decimals)}).decode()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_cannot_be_written_is_refused(value: float) -> None:
+    """Neither null nor NaN stands for a number; nor what overflows when it is rounded."""
+    with pytest.raises(InferenceFailed, match="not finite"):
+        rounded(np.array([0, value], np.float32), 6)
+
+
+def test_a_slice_is_encoded_like_its_copy() -> None:
+    """Strides do not matter."""
+    values = GENERATOR.normal(size=(4, 6, 8)).astype(np.float32)
+    sliced = values[::2, 1:5, ::3]
+    assert json.loads(to_json({"a": rounded(sliced, 4)})) == json.loads(to_json({"a": rounded(sliced.copy(), 4)}))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3, -1e3, 1e30])
+def test_softmax_survives_large_logits(shift: float) -> None:
+    """Probabilities sum to 1 and are those of the formula, wherever the logits lie."""
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    powers = np.exp(np.array([1.0, 2.0, 3.0]))
+    moved = softmax((logits + np.float32(shift)).astype(np.float32))
+    assert moved.sum() == pytest.approx(1)
+    if abs(shift) < 1e6:
+        np.testing.assert_allclose(moved, powers / powers.sum(), atol=1e-4)

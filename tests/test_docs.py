@@ -1,0 +1,169 @@
+"""The documents are true: commands run, tables hold, answers are real."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic_core import PydanticUndefined
+
+from saccade.api import ClassifyOptions
+from saccade.bundle import find_bundles, open_bundle
+from saccade.cli import _parser
+from saccade.errors import SaccadeError
+from service.errors import STATUS
+from service.settings import Settings
+from tests.conftest import ROOT, Server
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def commands(text: str) -> list[str]:
+    """Lines of all `sh` blocks; a backslash joins the next line, a comment is no command."""
+    lines = "\n".join(blocks(text, "sh")).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Cells of all tables of a document, heads left out."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if not set(row[0]) <= {"-", " "}]
+
+
+def settings_rows() -> list[list[str]]:
+    """What docs/settings.md must say, one row a setting."""
+    schema = Settings.model_json_schema()["properties"]
+    result = []
+    for name, field in Settings.model_fields.items():
+        kinds = [kind for kind in schema[name].get("anyOf", [schema[name]]) if kind.get("type") != "null"]
+        kind = kinds[0].get("format") or {"array": "list"}.get(kinds[0]["type"], kinds[0]["type"])
+        low, high = kinds[0].get("minimum"), kinds[0].get("maximum")
+        bounds = f"{kind}, {low:g} to {high:.10g}" if low is not None else kind
+        default = field.default
+        assert default is not PydanticUndefined, f"{name} has no default"
+        shown = "" if default is None else ",".join(default) if isinstance(default, tuple) else str(default)
+        result.append([f"`SACCADE_{name.upper()}`", bounds, shown and f"`{shown}`", str(field.description)])
+    return result
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    """docs/settings.md shows each variable with its type, bounds, default and consequence."""
+    documented = [row for row in rows(ROOT / "docs/settings.md") if row[0].startswith("`SACCADE_")]
+    assert documented == settings_rows()
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    """docs/errors.md has each pair of status and code, and none that cannot come."""
+    documented = {(int(row[0]), row[1].strip("`")) for row in rows(ROOT / "docs/errors.md") if row[0].isdigit()}
+    assert documented == {(status, error.code) for error, status in STATUS.items()} | {(500, SaccadeError.code)}
+
+
+def test_every_parameter_is_documented_with_its_default() -> None:
+    """docs/http-api.md has each query parameter of POST /v1/classify."""
+
+    def shown(default: object) -> str:
+        return "" if default is None else ",".join(default) if isinstance(default, tuple) else str(default)
+
+    fields = {name: shown(field.default) for name, field in ClassifyOptions.model_fields.items()}
+    documented = {row[0].strip("`"): row[1] for row in rows(ROOT / "docs/http-api.md") if row[0].strip("`") in fields}
+    assert documented == fields
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Each relative link and picture of a document is in the repository."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_commands_of_the_documents_exist() -> None:
+    """Every `make` target is one, and every `saccade` command line is taken by its parser."""
+    seen = {"make": 0, "saccade": 0}
+    for line in [line for path in DOCUMENTS for line in commands(path.read_text(encoding="utf-8"))]:
+        words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+        tool = Path(words[0]).name
+        if tool == "make":
+            subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        elif tool == "saccade":
+            _parser().parse_args(words[1:])
+        else:
+            assert tool in ("curl", "git", "cd", "python"), line
+        seen[tool] = seen.get(tool, 0) + 1
+    assert seen["make"] >= 2
+    assert seen["saccade"] >= 3
+
+
+@pytest.fixture(scope="module")
+def shipped() -> "Server":
+    """A real server on the models in the repository, started as `make serve` starts it."""
+    dry_run = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, check=True, capture_output=True, text=True)
+    variables = dict(re.findall(r"SACCADE_([A-Z_]+)=(\S+)", dry_run.stdout))
+    settings = {name.lower(): value for name, value in variables.items()} | {"port": 0, "drain_grace_s": 0}
+    it = Server(**settings)
+    yield it
+    it.stop()
+
+
+def test_the_readme_shows_the_real_answer(shipped: Server) -> None:
+    """The curl line of the README, sent to the service on the shipped models, gives the answer that stands there."""
+    (curl,) = [shlex.split(line) for line in commands(README) if line.startswith("curl")]
+    url = httpx.URL(curl[-1])
+    picture = (ROOT / curl[curl.index("--data-binary") + 1].removeprefix("@")).read_bytes()
+    content_type = {"content-type": "application/x-www-form-urlencoded"}  # what curl says by itself
+    response = httpx.post(f"{shipped.url}{url.raw_path.decode()}", content=picture, headers=content_type)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    (shown,) = [json.loads(block) for block in blocks(README, "json")]
+    assert set(shown) == set(answer)
+    for key in ("model", "geometry", "attention"):
+        assert shown[key] == answer[key]
+    assert [label["label"] for label in shown["labels"]] == [label["label"] for label in answer["labels"]]
+    assert [label["score"] for label in shown["labels"]] == pytest.approx(
+        [label["score"] for label in answer["labels"]], abs=2e-3
+    )
+    for ours, theirs in zip(shown["maps"], answer["maps"], strict=True):
+        assert (ours["name"], ours["grid"]) == (theirs["name"], theirs["grid"])
+        np.testing.assert_allclose(ours["values"], theirs["values"], atol=2e-3)
+
+
+def test_the_picture_of_the_readme_is_made_by_its_command(tmp_path: Path) -> None:
+    """`saccade overlay`, as written in the README, gives the picture that stands there."""
+    (line,) = [line for line in commands(README) if "saccade overlay" in line]
+    words = shlex.split(line)
+    place = words.index("--out") + 1
+    shown, made = ROOT / words[place], tmp_path / Path(words[place]).name
+    words[place] = str(made)
+    subprocess.run([sys.executable, "-m", "saccade.cli", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    expected, seen = (np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (shown, made))
+    assert seen.shape == expected.shape
+    assert np.abs(seen - expected).mean() < 2
+
+
+def test_the_figures_of_the_readme_come_from_the_cards() -> None:
+    """Accuracy and parameters in the README's table are those of the manifests, and every shipped model is in it."""
+    table = {row[0].strip("`"): row for row in rows(ROOT / "README.md")}
+    for folder in find_bundles(ROOT / "models"):
+        manifest = open_bundle(folder).manifest
+        (figure,) = [figure for figure in manifest.card.accuracy if figure.split.endswith("test")]
+        row = table[manifest.name]
+        assert f"{manifest.card.parameters:,}" in row[2]
+        assert f"{figure.top1:.2%}".replace("%", " %") in row[3]
+        low, high = figure.interval95
+        assert f"{100 * low:.1f} to {100 * high:.1f}" in row[3]
+
+
+def test_the_shipped_models_are_small() -> None:
+    """A clone stays small: models/ has at most 25 MB."""
+    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) <= 25_000_000

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from saccade.api import ClassifyOptions
 from saccade.bundle import find_bundles, open_bundle
-from saccade.cli import _parser
+from saccade.cli import _parser, main
 from saccade.errors import SaccadeError
 from service.errors import STATUS
 from service.settings import Settings
@@ -149,6 +149,22 @@ def test_the_picture_of_the_readme_is_made_by_its_command(tmp_path: Path) -> Non
     expected, seen = (np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (shown, made))
     assert seen.shape == expected.shape
     assert np.abs(seen - expected).mean() < 2
+
+
+def test_the_training_commands_of_the_readme_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train, export, evaluate, verify, as written; on the digits, which need no download, in place of CIFAR-10."""
+    monkeypatch.chdir(tmp_path)
+    lines = [shlex.split(line)[1:] for line in commands(README) if Path(line.split()[0]).name == "saccade"]
+    steps = [words for words in lines if words[0] != "overlay"]
+    assert [words[0] for words in steps] == ["train", "export", "evaluate", "verify"]
+    for words in steps:
+        assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err
+    (folder,) = find_bundles(tmp_path / "models")
+    manifest = open_bundle(folder).manifest
+    assert [figure.split for figure in manifest.card.accuracy] == ["scikit-learn digits, test"]
+    assert manifest.parity is not None
 
 
 def test_the_figures_of_the_readme_come_from_the_cards() -> None:

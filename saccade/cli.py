@@ -82,12 +82,12 @@ def overlay_picture(options: argparse.Namespace) -> None:
     (local,) = _needs("cpu", "service.local")
     folder = resolve_bundle(options.models, options.model)
     manifest = open_bundle(folder).manifest
-    name = options.map or ("class" if options.class_ else None)
+    name = options.map or (None if options.class_ is None else "class")
     asked = ClassifyOptions.from_query(
         [
             ("top_k", "1"),
             ("decimals", "9"),
-            ("classes", options.class_ or "top1"),
+            ("classes", "top1" if options.class_ is None else options.class_),
             *([("maps", name)] if name else []),
         ]
     )

@@ -48,8 +48,9 @@ class Preprocessing(Frozen):
             raise ValueError(
                 f"fit='crop' needs shortest_edge of at least {max(self.height, self.width)}, not {self.shortest_edge}"
             )
-        if self.fit == "crop" and self.interpolation == "box":
-            raise ValueError("interpolation='box' with fit='crop' would depend on where the crop begins: use bilinear")
+        if self.fit == "crop" and self.interpolation in ("nearest", "box"):
+            # their kernels are steps: the last bit of the crop's corner would decide over a whole pixel
+            raise ValueError(f"fit='crop' needs a smooth interpolation, bilinear or bicubic, not {self.interpolation}")
         if self.fit == "stretch" and self.shortest_edge is not None:
             raise ValueError("shortest_edge has no meaning with fit='stretch'")
         if min(self.std) <= 0:

@@ -104,6 +104,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(fields: dict[str, Any], w
     ("fields", "words"),
     [
         ({"shortest_edge": None}, "shortest_edge of at least 32, not None"),
+        ({"interpolation": "box"}, "needs a smooth interpolation, bilinear or bicubic, not box"),
+        ({"interpolation": "nearest"}, "needs a smooth interpolation"),
         ({"shortest_edge": 31}, "shortest_edge of at least 32, not 31"),
         ({"fit": "stretch"}, "no meaning with fit='stretch'"),
         ({"fit": "pad"}, "'stretch' or 'crop'"),

@@ -209,3 +209,10 @@ def test_the_api_page_takes_nothing_from_another_host(service: TestClient) -> No
         assert asset.status_code == 200
         assert len(asset.content) > 300
     assert "'/openapi.json'" in page.text
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/classify/", "/docs/"])
+def test_a_trailing_slash_is_an_unknown_route_and_no_redirect(service: TestClient, path: str) -> None:
+    """A redirect would be built from the Host header that the caller made up."""
+    response = service.get(path, follow_redirects=False)
+    assert (response.status_code, response.json()["code"]) == (404, "unknown_route")

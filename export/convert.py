@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from export.explain.rollout import pooled_row, rollout
 from export.nets import Net
+from export.nets.maps import CLASS_TOKENS, output_names, rolls_out
 from saccade.bundle import GRAPH, WEIGHTS
 from saccade.errors import BundleError
-from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps
 
 OPSET = 20
 INPUT = "pixel_values"
-CLASS_TOKENS = "class_tokens"
 
 TOLERANCE = {
     "CPUExecutionProvider": {
@@ -72,30 +71,6 @@ class Exported(nn.Module):
         """Runs the net in eager PyTorch: (n, 3, H, W) -> outputs by name."""
         tensors = self(torch.from_numpy(pixels))
         return {name: tensor.numpy() for name, tensor in zip(output_names(self.net), tensors, strict=True)}
-
-
-def rolls_out(layers: tuple[AttentionLayer, ...]) -> bool:
-    """Rollout multiplies layers, so all of them must share one grid and the same special tokens."""
-    return bool(layers) and len({(layer.grid, layer.special_tokens) for layer in layers}) == 1
-
-
-def maps_of(net: Net, default: tuple[MapName, ...]) -> Maps:
-    """Which maps the net has, under the fixed names of their outputs."""
-    class_map = net.class_grid and ClassMap(
-        tokens=CLASS_TOKENS, weight="head.weight", bias="head.bias", grid=net.class_grid
-    )
-    return Maps(
-        default=default,
-        pooling="pooling" if net.pooling is not None and net.pooling.kind == "learned" else None,
-        rollout="rollout" if rolls_out(net.attention_layers) else None,
-        class_map=class_map or None,
-    )
-
-
-def output_names(net: Net) -> list[str]:
-    maps = maps_of(net, ())
-    names = [maps.pooling, maps.rollout, maps.class_map and maps.class_map.tokens]
-    return ["logits", *(layer.output for layer in net.attention_layers), *(name for name in names if name)]
 
 
 def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:

@@ -204,7 +204,7 @@ class ImageFolder(Source):
             for file in files:
                 try:
                     yield Example(decode(file.read_bytes(), self.background), label)
-                except RequestError as error:
+                except (RequestError, OSError) as error:
                     raise DataError(f"{file}: {error}") from error
 
 

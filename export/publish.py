@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from export.convert import TOLERANCE, maps_of, versions, write_model
+from export.convert import TOLERANCE, versions, write_model
 from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
+from export.nets.maps import maps_of
 from export.recipe import Recipe
 from export.run import read_run
 from export.verify import prove

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from export.nets import NetConfig
 from saccade.errors import RecipeError
@@ -57,6 +57,14 @@ class Recipe(Frozen):
     preprocessing: Preprocessing
     net: NetConfig
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.training.shift >= min(self.size):
+            raise ValueError(
+                f"training.shift is {self.training.shift}; it must be smaller than the picture, {self.size}"
+            )
+        return self
 
     @property
     def size(self) -> tuple[int, int]:

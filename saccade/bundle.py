@@ -131,11 +131,15 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
 
 
 def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> Bundle:
-    """Replaces fields of the manifest, and files with it. All is on disk before the first name changes."""
-    files = files or {}
-    entries = {**bundle.manifest.files, **{name: _entry(content) for name, content in files.items()}}
+    """Replaces fields of the manifest, and with it files that differ. All is on disk before the first name changes.
+
+    A crash between two renames leaves a checksum that does not fit, which `open_bundle` tells; running it again mends.
+    """
+    written = bundle.manifest.files
+    entries = {**written, **{name: _entry(content) for name, content in (files or {}).items()}}
+    changed = {name: content for name, content in (files or {}).items() if entries[name] != written.get(name)}
     manifest = Manifest.model_validate({**bundle.manifest.model_dump(), **fields, "files": entries})
-    contents = {**files, MANIFEST: _to_json(manifest)}
+    contents = {**changed, MANIFEST: _to_json(manifest)}
     parts = {name: bundle.folder / f".{name}.part" for name in contents}
     try:
         for name, content in contents.items():

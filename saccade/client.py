@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from saccade import errors
 from saccade.api import Answer, ClassifyOptions, Error, ModelList
 from saccade.decode import orientation
-from saccade.errors import DataError, InvalidImage, SaccadeError, ServiceError
+from saccade.errors import DataError, InvalidImage, InvalidParameter, Overloaded, SaccadeError, ServiceError
 
 _Wire = TypeVar("_Wire", bound=BaseModel)
 
@@ -33,6 +33,8 @@ class Client:
 
     def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str | None = None, timeout: float = 60.0) -> None:
         """`key` is sent as a bearer token; `timeout` is in seconds."""
+        if key and not key.isascii():
+            raise InvalidParameter("the key holds characters that no HTTP header can carry")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
             self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
@@ -81,6 +83,9 @@ class Client:
             refusal = Error.model_validate_json(response.content)
         except ValidationError:
             raise ServiceError(f"{response.url} answered {response.status_code} in no known form") from None
+        if refusal.code == Overloaded.code:
+            wait = response.headers.get("retry-after", "")
+            raise Overloaded(refusal.error, int(wait) if wait.isdecimal() else 1)
         raise _codes(errors.SaccadeError).get(refusal.code, ServiceError)(refusal.error)
 
 

@@ -12,8 +12,9 @@ import torch
 from google.protobuf.message import Message
 from safetensors.torch import load_file
 
-from export.convert import output_names, write_model
+from export.convert import write_model
 from export.nets import Net, build
+from export.nets.maps import output_names
 from export.recipe import Recipe
 from saccade.bundle import Bundle
 from tests.conftest import ROOT, tiny_recipe

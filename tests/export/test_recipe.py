@@ -63,3 +63,11 @@ def test_an_unknown_name_lists_the_recipes_there_are(name: str) -> None:
     """Whoever mistypes a name sees the right ones."""
     with pytest.raises(RecipeError, match=f"no recipe '{name}': .*{', '.join(SHIPPED)}"):
         load_recipe(name)
+
+
+def test_a_shift_as_large_as_the_picture_is_refused(tmp_path: Path) -> None:
+    """The reflected edge would be longer than what it reflects."""
+    text = (RECIPES / "digits-cct.toml").read_text().replace("shift = 1", "shift = 16")
+    (tmp_path / "far.toml").write_text(text)
+    with pytest.raises(RecipeError, match="shift is 16; it must be smaller than the picture"):
+        load_recipe(str(tmp_path / "far.toml"))

@@ -20,8 +20,8 @@ from export.recipe import RECIPES, Recipe
 from export.run import read_run
 from export.train import train
 from saccade.cli import main
-from saccade.errors import DataError
-from tests.conftest import ROOT, tiny_recipe
+from saccade.errors import DataError, RecipeError
+from tests.conftest import ROOT, run_recipe, tiny_recipe
 from tests.export.conftest import FewDigits, after_each_step, float64, same_tensors
 
 FILES = ("checkpoint.safetensors", "best.safetensors")
@@ -228,3 +228,17 @@ def test_a_run_folder_holds_nothing_pickled(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == read.keys()
     for name, reader in read.items():
         assert reader(tmp_path / name)
+
+
+def test_a_default_map_that_the_net_lacks_is_refused_before_training(tmp_path: Path) -> None:
+    """Before an hour of training, not when the model is exported."""
+    recipe = tiny_recipe("tiny-resnet").model_copy(update={"default_maps": ("rollout",)})
+    with pytest.raises(RecipeError, match="default maps"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """One line, and not torch's."""
+    with pytest.raises(DataError, match="no device 'nonsense'"):
+        run_recipe(tiny_recipe("tiny-cct"), tmp_path / "run", device="nonsense")

@@ -18,6 +18,7 @@ from saccade.errors import (
     ImageTooLarge,
     InvalidImage,
     InvalidParameter,
+    Overloaded,
     RequestError,
     SaccadeError,
     ServiceError,
@@ -237,3 +238,34 @@ def test_a_key_opens_a_service_that_wants_one(models: Path, tmp_path: Path, pixe
                 client.classify(pixels)
     finally:
         assert guarded.stop() == 0
+
+
+class _Full(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = b'{"error": "256 images are waiting; the limit is 256", "code": "overloaded", "request_id": "1"}'
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(429)
+        self.send_header("retry-after", "7")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_full_queue_says_how_long_to_wait() -> None:
+    """The seconds of Retry-After reach the script that has to wait them."""
+    with HTTPServer(("127.0.0.1", 0), _Full) as full:
+        thread = threading.Thread(target=full.handle_request)
+        thread.start()
+        with Client(f"http://127.0.0.1:{full.server_port}") as client, pytest.raises(Overloaded) as caught:
+            client.classify(b"picture")
+        thread.join()
+    assert caught.value.retry_after == 7
+
+
+def test_a_key_that_no_header_can_carry_is_refused() -> None:
+    """With a word of ours, before anything is sent."""
+    with pytest.raises(InvalidParameter, match="no HTTP header"):
+        Client(key="schlüssel")

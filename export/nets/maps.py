@@ -1,0 +1,31 @@
+"""Which maps a net has, and the fixed names of its outputs: what the graph, the manifest and a recipe must agree on."""
+
+from export.nets.base import Net
+from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps
+
+CLASS_TOKENS = "class_tokens"
+
+
+def rolls_out(layers: tuple[AttentionLayer, ...]) -> bool:
+    """Rollout multiplies layers, so all of them must share one grid and the same special tokens."""
+    return bool(layers) and len({(layer.grid, layer.special_tokens) for layer in layers}) == 1
+
+
+def maps_of(net: Net, default: tuple[MapName, ...]) -> Maps:
+    """The maps of the net and their outputs. Raises ValueError where a default map is none of them."""
+    class_map = net.class_grid and ClassMap(
+        tokens=CLASS_TOKENS, weight="head.weight", bias="head.bias", grid=net.class_grid
+    )
+    return Maps(
+        default=default,
+        pooling="pooling" if net.pooling is not None and net.pooling.kind == "learned" else None,
+        rollout="rollout" if rolls_out(net.attention_layers) else None,
+        class_map=class_map or None,
+    )
+
+
+def output_names(net: Net) -> list[str]:
+    """Names of the graph's outputs, in their order."""
+    maps = maps_of(net, ())
+    names = [maps.pooling, maps.rollout, maps.class_map and maps.class_map.tokens]
+    return ["logits", *(layer.output for layer in net.attention_layers), *(name for name in names if name)]

@@ -125,4 +125,4 @@ def _hardware(net: Net) -> str:
     device = next(net.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of an {platform.machine()} CPU"
+    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"

@@ -4,17 +4,18 @@ PIP_ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-HOST ?= 127.0.0.1
+# HOST is not taken from the environment: shells and compilers put other things there
+HOST = 127.0.0.1
 PORT ?= 8000
 MODELS ?= models
 # Of the models in the repository one is the default; with a folder of your own, name one where there are several.
-DEFAULT_MODEL ?= $(if $(filter models,$(MODELS)),cifar10-cct)
+DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-cct)
 
 .PHONY: serve test check format clean
 
 serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MODEL)
-	SACCADE_HOST=$(HOST) SACCADE_PORT=$(PORT) SACCADE_MODELS=$(MODELS) \
-	$(if $(DEFAULT_MODEL),SACCADE_DEFAULT_MODEL=$(DEFAULT_MODEL)) exec $(BIN)/python -m service
+	SACCADE_HOST="$(HOST)" SACCADE_PORT="$(PORT)" SACCADE_MODELS="$(MODELS)" SACCADE_DEFAULT_MODEL="$(DEFAULT_MODEL)" \
+	exec $(BIN)/python -m service
 
 test: $(VENV)/installed-dev ## every test
 	$(BIN)/python -m pytest
@@ -33,6 +34,6 @@ clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/installed-%: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 && test -f $(VENV)/pyvenv.cfg || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[$*]'
 	touch $@

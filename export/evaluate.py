@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from export.data import load, open_source, split
-from export.recipe import Recipe
+from export.recipe import recipe_of
 from export.runtime import open_graph
 from saccade.bundle import Bundle, update_bundle
 from saccade.errors import DataError
@@ -21,7 +21,7 @@ BATCH = 64
 def evaluate(bundle: Bundle, data: Path | None, split_name: Literal["test", "held-out"]) -> Bundle:
     """Reads the split once and writes top-1 accuracy with its interval onto the card. Raises DataError."""
     manifest = bundle.manifest
-    recipe = Recipe.model_validate(manifest.provenance.recipe)
+    recipe = recipe_of(manifest)
     source = open_source(recipe.data, data, manifest.preprocessing)
     if source.classes != manifest.labels:
         raise DataError(f"{source.name} has the classes {list(source.classes)}; {manifest.id} has other labels")

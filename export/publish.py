@@ -98,7 +98,7 @@ def _card(recipe: Recipe, net: Net, state: Mapping[str, Any], metrics: list[dict
 
 def _commit() -> str | None:
     """Of the exporter's source; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
     except (OSError, subprocess.CalledProcessError):

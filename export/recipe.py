@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from export.nets import NetConfig
-from saccade.errors import RecipeError
-from saccade.manifest import Frozen, MapName, Preprocessing
+from saccade.errors import BundleError, RecipeError
+from saccade.manifest import Frozen, Manifest, MapName, Preprocessing
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -85,6 +85,18 @@ def load_recipe(name_or_path: str) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{path}: {where}: {first['msg']} ({error.error_count()} in all)") from error
+        raise RecipeError(f"{path}: {_first(error)}") from error
+
+
+def recipe_of(manifest: Manifest) -> Recipe:
+    """The recipe that a bundle was made by. Raises BundleError."""
+    try:
+        return Recipe.model_validate(manifest.provenance.recipe)
+    except ValidationError as error:
+        raise BundleError(f"{manifest.id}: its recipe is none: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']} ({error.error_count()} in all)"

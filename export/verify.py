@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from export.convert import Exported, versions
 from export.data import Example, load, open_source
 from export.nets import Net, build
-from export.recipe import Recipe
+from export.recipe import recipe_of
 from export.runtime import PROVIDER, Answer, open_graph
 from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
@@ -51,8 +51,8 @@ def prove(bundle: Bundle, data: Path | None) -> tuple[Parity, bytes]:
 def rebuild(bundle: Bundle) -> Net:
     """The net from the manifest's recipe and weights.safetensors, in evaluation mode."""
     manifest = bundle.manifest
+    recipe = recipe_of(manifest)
     try:
-        recipe = Recipe.model_validate(manifest.provenance.recipe)
         net = build(recipe.net, recipe.size, len(manifest.labels))
         net.load_state_dict(load_file(bundle.weights))
     except (ValueError, RuntimeError) as error:
@@ -132,7 +132,7 @@ def _pixels(manifest: Manifest, data: Path | None) -> tuple[NDArray[np.float32],
     if data is None:
         made = made_pictures(PICTURES, spec.height, spec.width, MADE_SEED)
         return normalize(made, spec), f"{PICTURES} made pictures, seed {MADE_SEED}"
-    recipe = Recipe.model_validate(manifest.provenance.recipe)
+    recipe = recipe_of(manifest)
     source = open_source(recipe.data, data, spec)
     pictures = load(_spread(source.training()), spec)
     return normalize(pictures.pixels, spec), f"{len(pictures.labels)} training pictures of {source.name}"

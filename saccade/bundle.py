@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,9 @@ def open_bundle(folder: Path) -> Bundle:
     missing = [name for name in FILES if name not in manifest.files]
     if missing:
         raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
+    unlisted = {path.name for path in folder.iterdir() if not path.is_dir()} - {MANIFEST, *manifest.files}
+    if unlisted:  # a graph could read them, and nobody would have checked them
+        raise BundleError(f"{folder} holds files that its manifest does not list: {', '.join(sorted(unlisted))}")
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
     return Bundle(folder, manifest)
@@ -161,7 +165,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"could not read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise BundleError(f"{path}: {_first(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
 
 
@@ -172,17 +176,21 @@ def _first(error: ValidationError) -> str:
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise BundleError(f"{folder / MANIFEST} lists {name!r}, which is not in the folder")
+    path = folder / name
     try:
-        with (folder / name).open("rb") as file:
-            size, seen = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is not a regular file")
+        if status.st_size != entry.bytes:
+            raise BundleError(f"{path} has {status.st_size} bytes; the manifest says {entry.bytes}")
+        with path.open("rb") as file:
+            seen = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BundleError(f"could not read {folder / name}: {error.strerror}") from error
-    if size != entry.bytes:
-        raise BundleError(f"{folder / name} has {size} bytes; the manifest says {entry.bytes}")
+        raise BundleError(f"could not read {path}: {error.strerror}") from error
     if seen != entry.sha256:
-        raise BundleError(f"{folder / name} has sha256 {seen}; the manifest says {entry.sha256}")
+        raise BundleError(f"{path} has sha256 {seen}; the manifest says {entry.sha256}")
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

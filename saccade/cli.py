@@ -31,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)
+        sys.stdout.flush()
     except SaccadeError as error:
         print(f"saccade: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\nsaccade: interrupted", file=sys.stderr)
         return 130
@@ -82,6 +86,8 @@ def overlay_picture(options: argparse.Namespace) -> None:
     (local,) = _needs("cpu", "service.local")
     folder = resolve_bundle(options.models, options.model)
     manifest = open_bundle(folder).manifest
+    if options.class_ is not None and options.map not in (None, "class"):
+        raise DataError(f"--class belongs to the class map, not to --map {options.map}")
     name = options.map or (None if options.class_ is None else "class")
     asked = ClassifyOptions.from_query(
         [

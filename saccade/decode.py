@@ -106,12 +106,13 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit greyscale -> L, rounded; Pillow's own conversion clips everything above 255 to white."""
-    wide = np.asarray(picture).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise InvalidImage(f"greyscale levels must be within 0 and 65535, not {wide.min()} to {wide.max()}")
-    narrow = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    wide = np.asarray(picture)
+    if wide.dtype != np.uint16:
+        low, high = int(wide.min()), int(wide.max())
+        if low < 0 or high > 65535:
+            raise InvalidImage(f"greyscale levels must be within 0 and 65535, not {low} to {high}")
+    table = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
+    narrow = Image.fromarray(table[wide])
     if "transparency" in picture.info:
-        level = picture.info["transparency"]
-        alpha = Image.fromarray(np.where(wide == level, 0, 255).astype(np.uint8))
-        narrow.putalpha(alpha)
+        narrow.putalpha(Image.fromarray(np.where(wide == picture.info["transparency"], np.uint8(0), np.uint8(255))))
     return narrow

@@ -68,6 +68,8 @@ def golden_differences(
 ) -> dict[str, float]:
     """Largest absolute difference of each output of `answer` from golden.npz; inf where a value is not finite."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {MAX_BYTES}")
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
         spec = manifest.preprocessing

@@ -241,6 +241,13 @@ class Manifest(Frozen):
             raise ValueError("a model with attention layers must say how it pools")
         if (self.maps.rollout or self.maps.pooling) and not self.attention:
             raise ValueError("the maps rollout and pooling need attention layers, and there are none")
+        if self.pooling is not None and self.pooling.kind == "learned" and not self.maps.pooling:
+            raise ValueError("learned pooling needs an output for its weights, maps.pooling")
+        tokens = self.attention[-1].tokens if self.attention else 0
+        if self.pooling is not None and self.pooling.kind == "class_token" and self.pooling.index >= tokens:
+            raise ValueError(f"pooling.index is {self.pooling.index}; the last layer has {tokens} tokens")
+        if len(set(self.outputs)) != len(self.outputs):
+            raise ValueError(f"outputs must differ from each other: {', '.join(self.outputs)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from each other")
         return self

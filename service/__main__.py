@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import uvicorn
 import uvloop
@@ -19,6 +19,10 @@ from service.settings import Settings, load_settings
 log = logging.getLogger("saccade")
 
 
+_LINGER_S = 5
+"""After the drain nothing is being worked on: what is still open belongs to callers who do not read their answers."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn would close the listener first and die of the signal; here the service drains first and exits 0."""
 
@@ -28,28 +32,51 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings) -> None:
-    """Listens at once (readiness says 503), loads the models, serves until a signal, drains. Raises SetupError."""
+    """Listens at once (readiness says 503), loads the models, serves until a signal, drains. Raises SetupError.
+
+    A second signal ends the drain.
+    """
     service = Service(settings)
     listener = listen(settings)
     app = create_app_for(service)
-    server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, server_header=False))
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",  # an upgrade is answered as plain HTTP, in our shape
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LINGER_S,
+    )
+    server = _Server(config)
+    stopping, hurrying = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    stop = asyncio.create_task(stopping.wait())
     try:
         await service.load()
         host, port = listener.getsockname()[:2]
         log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
-        await service.drain()
+        await _first_of(serving, stopping.wait())
+        await _first_of(service.drain(), hurrying.wait())  # a second signal does not wait for what was accepted
     finally:
         server.should_exit = True
-        stop.cancel()
+        server.force_exit = hurrying.is_set()
         await serving
         await asyncio.to_thread(service.close)
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
+    """Waits for one; the others, but for the server itself, are given up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, wait in zip(tasks, waits, strict=True):
+        if task is not wait:
+            task.cancel()
 
 
 def listen(settings: Settings) -> socket.socket:

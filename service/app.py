@@ -31,6 +31,8 @@ class Service:
         check_providers(settings.providers)
         self.settings = settings
         self.keys = Keys(settings)
+        if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
+            log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
         self.workers = ThreadPoolExecutor(settings.decode_threads or settings.cpus, thread_name_prefix="worker")
         self.draining = False
@@ -75,12 +77,18 @@ class Service:
                 self.idle.set()
 
     async def drain(self) -> None:
-        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished."""
+        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished.
+
+        Or after `drain_timeout_s`: a caller with a long deadline must not keep the process alive.
+        """
         self.draining = True
         log.info("draining: readiness is 503, new work is taken for %g s", self.settings.drain_grace_s)
         await asyncio.sleep(self.settings.drain_grace_s)
         self.accepting = False
-        await self.idle.wait()
+        try:
+            await asyncio.wait_for(self.idle.wait(), self.settings.drain_timeout_s)
+        except TimeoutError:
+            log.warning("%d requests are not finished after %g s", self.active, self.settings.drain_timeout_s)
 
     def close(self) -> None:
         if self._registry is not None:
@@ -89,7 +97,7 @@ class Service:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI application. Its lifespan loads the models; until then it answers 503 not_ready."""
+    """The service as an ASGI application. Its lifespan loads the models; without, it answers 503 not_ready."""
     return create_app_for(Service(settings))
 
 

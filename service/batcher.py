@@ -10,14 +10,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.errors import InferenceFailed, Overloaded
+from saccade.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError
 
 log = logging.getLogger("saccade.batcher")
 
@@ -45,13 +45,20 @@ class _Entry(NamedTuple):
     deadline: float  # of time.monotonic()
     queued: float
     future: "asyncio.Future[Ran]"
-    loop: asyncio.AbstractEventLoop
 
 
 class Batcher:
-    """Admission, queue and runner threads of one model."""
+    """Admission, queue and runner threads of one model. All callers share one event loop."""
 
-    def __init__(self, runners: Sequence[Runner], *, max_batch: int, capacity: int) -> None:
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        *,
+        max_batch: int,
+        capacity: int,
+        on_drop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_drop` is called, in a runner's thread, for each image that was dropped before it cost a run."""
         self._max_batch = max_batch
         self._capacity = capacity
         self._admitted = 0
@@ -59,7 +66,8 @@ class Batcher:
         self._waiting: deque[_Entry] = deque()
         self._arrived = threading.Condition()
         self._closed = False
-        self.dropped = 0
+        self._on_drop = on_drop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(runner,), name=f"runner-{index}", daemon=True)
             for index, runner in enumerate(runners)
@@ -89,10 +97,13 @@ class Batcher:
     async def run(self, pixels: Floats, outputs: tuple[str, ...], deadline: float) -> Ran:
         """Runs one image in the next batch. Raises InferenceFailed; cancelling it takes the image out of the queue."""
         loop = asyncio.get_running_loop()
-        entry = _Entry(pixels, outputs, deadline, time.monotonic(), loop.create_future(), loop)
+        entry = _Entry(pixels, outputs, deadline, time.monotonic(), loop.create_future())
         with self._arrived:
             if self._closed:
                 raise InferenceFailed("the engine has stopped")
+            if self._loop not in (None, loop):
+                raise RuntimeError("a batcher serves one event loop; this is another one")
+            self._loop = loop
             self._waiting.append(entry)
             self._arrived.notify()
         return await entry.future
@@ -104,8 +115,8 @@ class Batcher:
             left = list(self._waiting)
             self._waiting.clear()
             self._arrived.notify_all()
-        for entry in left:
-            _deliver([entry], _fail, InferenceFailed("the engine has stopped"))
+        if left:
+            self._deliver(left, InferenceFailed("the engine has stopped"))
         for thread in self._threads:
             thread.join()
 
@@ -114,15 +125,15 @@ class Batcher:
             started = time.monotonic()
             try:
                 outputs = self._run(runner, batch)
-            except Exception as error:  # whatever the engine raises, each member gets an answer and the next batch runs
+            except BaseException as error:  # even of SystemExit a runner's thread must not die: each member gets an
+                # answer and the next batch runs
                 log.exception("a batch of %d failed", len(batch))
-                failed = InferenceFailed(f"the run of a batch of {len(batch)} failed: {type(error).__name__}")
-                _deliver(batch, _fail, failed)
+                self._deliver(batch, InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}"))
                 continue
             seconds = time.monotonic() - started
             rate = len(batch) / seconds if seconds else self._rate
             self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
-            _deliver(batch, _succeed, outputs, started, seconds)
+            self._deliver(batch, outputs, started, seconds)
 
     def _run(self, runner: Runner, batch: list[_Entry]) -> dict[str, Floats]:
         wanted = tuple(dict.fromkeys(name for entry in batch for name in entry.outputs))
@@ -139,8 +150,11 @@ class Batcher:
                 batch: list[_Entry] = []
                 while self._waiting and len(batch) < self._max_batch:
                     entry = self._waiting.popleft()
-                    if entry.future.cancelled() or time.monotonic() >= entry.deadline:
-                        self.dropped += 1
+                    late = time.monotonic() >= entry.deadline
+                    if late:
+                        self._deliver([entry], DeadlineExceeded("the deadline passed before the image could run"))
+                    if late or entry.future.cancelled():
+                        self._on_drop()
                     else:
                         batch.append(entry)
                 if batch:
@@ -148,23 +162,27 @@ class Batcher:
                 self._arrived.wait()
             return []
 
+    def _deliver(
+        self,
+        batch: list[_Entry],
+        outcome: dict[str, Floats] | ServiceError,
+        started: float = 0.0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Hands the outcome to the event loop, which alone may touch futures."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_answer, batch, outcome, started, seconds)
+        except RuntimeError:
+            log.warning("%d answers came after the event loop had closed", len(batch))
 
-def _deliver(batch: list[_Entry], how: object, *arguments: object) -> None:
-    assert callable(how)
-    try:
-        batch[0].loop.call_soon_threadsafe(how, batch, *arguments)
-    except RuntimeError:
-        log.warning("%d answers came after the event loop had closed", len(batch))
 
-
-def _succeed(batch: list[_Entry], outputs: dict[str, Floats], started: float, seconds: float) -> None:
+def _answer(batch: list[_Entry], outcome: dict[str, Floats] | ServiceError, started: float, seconds: float) -> None:
     for index, entry in enumerate(batch):
-        if not entry.future.done():
-            own = {name: outputs[name][index] for name in entry.outputs}
+        if entry.future.done():  # the caller left meanwhile
+            continue
+        if isinstance(outcome, ServiceError):
+            entry.future.set_exception(outcome)
+        else:
+            own = {name: outcome[name][index] for name in entry.outputs}
             entry.future.set_result(Ran(own, len(batch), started - entry.queued, seconds))
-
-
-def _fail(batch: list[_Entry], error: Exception) -> None:
-    for entry in batch:
-        if not entry.future.done():
-            entry.future.set_exception(error)

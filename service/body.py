@@ -1,5 +1,6 @@
 """The body of a request -> the bytes of its picture: raw, multipart or JSON. Limits hold while the body arrives."""
 
+import re
 from collections.abc import AsyncGenerator, Callable
 
 import orjson
@@ -17,6 +18,9 @@ FIELD = "image"
 
 # What `curl --data-binary @file` says when it is told nothing.
 _CURL = "application/x-www-form-urlencoded"
+
+
+_NO_WEIGHT = re.compile(r"q\s*=\s*0(\.0*)?")
 
 
 class _InMemoryParser(MultiPartParser):
@@ -57,7 +61,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise BodyTooLarge(f"the body has more than {len(body) - len(chunk)} bytes; the limit is {max_bytes}")
+            raise BodyTooLarge(f"the body has at least {len(body)} bytes; the limit is {max_bytes}")
     return bytes(body)
 
 
@@ -67,8 +71,7 @@ def check_accept(accept: str | None) -> None:
         return
     for entry in accept.split(","):
         media_type, *parameters = (part.strip().lower() for part in entry.split(";"))
-        refused = any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
-        if media_type in ("*/*", "application/*", JSON) and not refused:
+        if media_type in ("*/*", "application/*", JSON) and not any(map(_NO_WEIGHT.fullmatch, parameters)):
             return
     raise NotAcceptable(f"the answer is {JSON}; the request accepts only {accept[:200]!r}")
 
@@ -79,7 +82,7 @@ def _from_json(body: bytes) -> bytes:
     except orjson.JSONDecodeError as error:
         raise InvalidParameter(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict) or set(document) != {FIELD} or not isinstance(document[FIELD], str):
-        keys = list(document)[:5] if isinstance(document, dict) else type(document).__name__
+        keys = [key[:80] for key in list(document)[:5]] if isinstance(document, dict) else type(document).__name__
         raise InvalidParameter(f'the JSON body must be {{"{FIELD}": base64 text}} and nothing else, not {keys}')
     return decode_base64(document[FIELD])
 
@@ -99,7 +102,10 @@ async def _from_multipart(request: Request, body: bytes) -> bytes:
     try:
         upload = form.get(FIELD)
         if not isinstance(upload, UploadFile):
-            raise InvalidImage(f"the multipart body has no file field {FIELD!r}; it has {list(form)[:5]}")
+            if upload is not None:
+                raise InvalidImage(f"the multipart field {FIELD!r} is text: send a file, with a filename")
+            has = [name[:80] for name in list(form)[:5]]
+            raise InvalidImage(f"the multipart body has no whole file field {FIELD!r}; it has {has}")
         return await upload.read()
     finally:
         await form.close()

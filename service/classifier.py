@@ -6,9 +6,8 @@ select -> admit -> decode -> batch -> run -> postprocess -> encode
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,10 +28,12 @@ from service.selection import Selection, select, too_large
 from service.session import OnnxRunner, load_head
 from service.settings import Settings
 
-_LARGE_ANSWER = 20_000  # numbers; encoding more than this would hold up the event loop for a millisecond
+_LARGE_ANSWER = 20_000  # numbers; to encode more would hold up the event loop
 
 
 _Result = TypeVar("_Result")
+
+Receive = Callable[[], Awaitable[Callable[[], bytes]]]
 
 
 class _Decoded(NamedTuple):
@@ -51,7 +52,8 @@ class Classifier:
         self._workers = workers
         self._metrics = metrics
         runners = [
-            OnnxRunner(bundle, settings.providers, settings.threads_a_session) for _ in range(settings.instances)
+            OnnxRunner(bundle, settings.providers, settings.threads_a_session, self._head)
+            for _ in range(settings.instances)
         ]
         self.plan = api.Plan(
             provider=runners[0].provider,
@@ -59,39 +61,35 @@ class Classifier:
             intra_op_threads=settings.threads_a_session,
             max_batch=settings.max_batch,
         )
-        self.batcher = Batcher(runners, max_batch=settings.max_batch, capacity=settings.queue_images)
+        self.batcher = Batcher(
+            runners,
+            max_batch=settings.max_batch,
+            capacity=settings.queue_images,
+            on_drop=metrics.dropped(self.manifest),
+        )
         metrics.add_model(self.manifest, self.plan, lambda: self.batcher.admitted)
 
-    async def classify(
-        self, read: Callable[[], bytes], options: ClassifyOptions, request_id: str, started: float
-    ) -> bytes:
+    async def classify(self, receive: Receive, options: ClassifyOptions, request_id: str, started: float) -> bytes:
         """One picture -> the JSON of its answer.
 
-        `read` gives the picture's bytes and is called in a worker thread; `started` is when the request came, of
-        time.monotonic(). Raises RequestError and ServiceError.
+        `receive` waits for the body and gives a function that makes the picture's bytes of it, which is called in a
+        worker thread. `started` is when the request came, of time.monotonic(). Raises RequestError and ServiceError.
         """
         selection = select(self.manifest, options, self._settings.max_response_bytes)
-        with self.batcher.admission():
-            async with self.deadline(options, started) as until:
-                decoded = await self._in_worker(self._decode, read)
-                ran = await self.batcher.run(decoded.pixels, selection.outputs, until)
+        timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
+        with self.batcher.admission():  # before the body is read: what is not admitted costs no memory
+            try:
+                async with asyncio.timeout(started + timeout - time.monotonic()):
+                    decoded = await self._in_worker(self._decode, await receive())
+                    ran = await self.batcher.run(decoded.pixels, selection.outputs, started + timeout)
+            except TimeoutError:
+                raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
         self._metrics.observe(self.manifest, decoded.seconds, ran.queue_s, ran.run_s, ran.batch_size)
         finish = functools.partial(self._finish, selection, decoded, ran, request_id, started)
-        large = sum(values.size for values in ran.outputs.values()) > _LARGE_ANSWER
-        body = await self._in_worker(finish) if large else finish()
+        body = await self._in_worker(finish) if selection.numbers > _LARGE_ANSWER else finish()
         if len(body) > self._settings.max_response_bytes:
             raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(body)))
         return body
-
-    @asynccontextmanager
-    async def deadline(self, options: ClassifyOptions, started: float) -> AsyncIterator[float]:
-        """Around each wait of a request; gives its end, of time.monotonic(). Raises DeadlineExceeded past it."""
-        timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
-        try:
-            async with asyncio.timeout(started + timeout - time.monotonic()):
-                yield started + timeout
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
 
     def close(self) -> None:
         self.batcher.close()

@@ -21,7 +21,7 @@ OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json")
 """Asked without a key: by orchestrators, and by the browser of whoever wants to know how to send one."""
 OPEN_PREFIX = "/docs/assets/"
 
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Edge:
@@ -36,7 +36,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {}).update(request_id=request_id, received=time.monotonic())
         status = 0
 

@@ -27,6 +27,9 @@ STATUS: dict[type[SaccadeError], int] = {
 }
 
 
+_LONGEST = 1000  # characters of a sentence
+
+
 def status_of(error: SaccadeError) -> int:
     """500 for what should not have reached a caller."""
     return STATUS.get(type(error), 500)
@@ -39,5 +42,8 @@ def error_response(error: SaccadeError, request_id: str, headers: dict[str, str]
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, errors.Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    body = orjson.dumps({"error": str(error), "code": error.code, "request_id": request_id})
+    sentence = str(error)
+    if len(sentence) > _LONGEST:  # it may quote what the caller sent
+        sentence = f"{sentence[:_LONGEST]}…"
+    body = orjson.dumps({"error": sentence, "code": error.code, "request_id": request_id})
     return Response(body, status_of(error), headers, "application/json")

@@ -16,12 +16,14 @@ class Keys:
         self._digests: list[bytes] = []
         if settings.api_keys_file is not None:
             try:
-                lines = settings.api_keys_file.read_text(encoding="utf-8").splitlines()
+                lines = settings.api_keys_file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"SACCADE_API_KEYS_FILE: {settings.api_keys_file}: {error}") from error
-            keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            keys = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
             if not keys:
                 raise SettingsError(f"SACCADE_API_KEYS_FILE: {settings.api_keys_file} holds no key")
+            if not all(key.isascii() for key in keys):
+                raise SettingsError(f"SACCADE_API_KEYS_FILE: {settings.api_keys_file} holds a key that is not ASCII")
             self._digests = [_digest(key) for key in keys]
         elif not settings.loopback and not settings.allow_anonymous:
             raise SettingsError(
@@ -34,11 +36,12 @@ class Keys:
         if not self._digests:
             return
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
-        if not given:
+        given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        if not any(given):
             raise Unauthorized("this service wants a key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        digest = _digest(given)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them: equal time
+        digests = [_digest(key) for key in given]
+        # all of them, so that the time tells nothing
+        matches = [hmac.compare_digest(digest, known) for digest in digests for known in self._digests]
         if not any(matches):
             raise Unauthorized("the key is not known here")
 

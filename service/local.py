@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from service.settings import load_settings
 
 def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
     """What the service would answer. Raises RequestError, ServiceError, BundleError, SettingsError."""
+
+    async def receive() -> Callable[[], bytes]:
+        return lambda: picture
+
     settings = load_settings()
     check_providers(settings.providers)
     with ThreadPoolExecutor(1) as workers:
         classifier = Classifier(open_bundle(folder), settings, workers, Metrics())
         try:
-            body = asyncio.run(classifier.classify(lambda: picture, options, "local", time.monotonic()))
+            body = asyncio.run(classifier.classify(receive, options, "local", time.monotonic()))
         finally:
             classifier.close()
     return Answer.model_validate_json(body)

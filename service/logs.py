@@ -24,4 +24,5 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news of starting and stopping are ours to tell
     logging.captureWarnings(True)  # Pillow warns of odd files; that is a line of the log as well

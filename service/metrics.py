@@ -19,6 +19,9 @@ class Metrics:
         self._requests = Counter("saccade_requests", "Requests answered", ["route", "status"], registry=registry)
         self._refusals = Counter("saccade_refusals", "Requests refused, by code", ["code"], registry=registry)
         self._images = Counter("saccade_images", "Images classified", ["model"], registry=registry)
+        self._dropped = Counter(
+            "saccade_dropped_images", "Images dropped before they cost a run", ["model"], registry=registry
+        )
         self._waiting = Gauge("saccade_queue_images", "Images accepted, not yet answered", ["model"], registry=registry)
         self._batches = Histogram(
             "saccade_batch_images", "Size of the batch in which an image ran", ["model"],
@@ -33,6 +36,10 @@ class Metrics:
     def add_model(self, manifest: Manifest, plan: Plan, waiting: Callable[[], int]) -> None:
         self._waiting.labels(manifest.id).set_function(waiting)
         self._plans.labels(manifest.id).info({name: str(value) for name, value in plan.model_dump().items()})
+
+    def dropped(self, manifest: Manifest) -> Callable[[], None]:
+        """What counts an image whose caller left or whose deadline passed before it ran."""
+        return self._dropped.labels(manifest.id).inc
 
     def observe(self, manifest: Manifest, decode: float, queue: float, run: float, batch_size: int) -> None:
         """One image; times in seconds."""

@@ -1,5 +1,6 @@
 """The routes, each a few lines; and what OpenAPI says of them, made from the types they really use."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -13,6 +14,7 @@ from service.body import FIELD, JSON, MULTIPART, RAW, check_accept, read_picture
 from service.classifier import Classifier
 from service.encode import to_json
 from service.errors import STATUS
+from service.presence import presence
 
 _MEANING = {status: [] for status in sorted(set(STATUS.values()))}  # type: dict[int, list[str]]
 for _error, _status in STATUS.items():
@@ -88,9 +90,15 @@ async def classify(request: Request) -> Response:
     async with request.app.state.service.work() as registry:
         options = ClassifyOptions.from_query(request.query_params.multi_items())
         classifier: Classifier = registry.get(options.model)
-        async with classifier.deadline(options, request.state.received):  # a stalled upload must not hold up a drain
-            read = await read_picture(request, request.app.state.service.settings.max_body_bytes)
-        body = await classifier.classify(read, options, request.state.request_id, request.state.received)
+        limit = request.app.state.service.settings.max_body_bytes
+        async with presence(request) as watch:
+
+            async def receive() -> Callable[[], bytes]:
+                read = await read_picture(request, limit)
+                watch()
+                return read
+
+            body = await classifier.classify(receive, options, request.state.request_id, request.state.received)
     return Response(body, media_type=JSON)
 
 
@@ -120,7 +128,12 @@ async def model(request: Request) -> Response:
     return Response(to_json(info), media_type=JSON)
 
 
-@router.get("/v2/health/live", summary="200 while the process runs", responses={200: {"description": "alive"}})
+@router.get(
+    "/v2/health/live",
+    summary="200 while the process runs",
+    responses={200: {"description": "alive"}},
+    openapi_extra={"security": []},
+)
 async def live() -> Response:
     return Response(to_json({"live": True}), media_type=JSON)
 
@@ -129,6 +142,7 @@ async def live() -> Response:
     "/v2/health/ready",
     summary="200 while new work is welcome",
     responses={200: {"description": "ready"}, 503: {"model": api.Error, "description": "not_ready or draining"}},
+    openapi_extra={"security": []},
 )
 async def ready(request: Request) -> Response:
     request.app.state.service.ready()
@@ -160,8 +174,24 @@ async def docs(request: Request) -> HTMLResponse:
     return page
 
 
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""Either one; the empty alternative stands for a service without keys."""
+
+
 def add_routes(app: FastAPI) -> None:
     app.include_router(router)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        schema["components"]["securitySchemes"] = SECURITY
+        schema["security"] = [*({name: []} for name in SECURITY), {}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
 
 

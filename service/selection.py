@@ -39,12 +39,14 @@ class Selection(NamedTuple):
     classes: Literal["top1", "topk"] | Indices
     attention: tuple[LayerSelection, ...] | None
     outputs: tuple[str, ...]
+    numbers: int
+    """How many numbers the answer's arrays hold."""
 
 
 def select(manifest: Manifest, options: ClassifyOptions, max_bytes: int) -> Selection:
     """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`."""
     selection = _resolve(manifest, options)
-    least = _numbers(manifest, selection) * _LEAST_BYTES
+    least = selection.numbers * _LEAST_BYTES
     if least > max_bytes:
         raise too_large(manifest, options, max_bytes, f"at least {least}")
     return selection
@@ -87,7 +89,7 @@ _SMALLER: tuple[dict[str, object], ...] = (
 def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
     maps = _maps(manifest, options)
     attention = _attention(manifest, options)
-    return Selection(
+    selection = Selection(
         top_k=min(options.top_k, len(manifest.labels)),
         min_score=options.min_score,
         decimals=options.decimals,
@@ -95,7 +97,9 @@ def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
         classes=_classes(manifest, options.classes),
         attention=attention,
         outputs=_outputs(manifest, maps, attention),
+        numbers=0,
     )
+    return selection._replace(numbers=_numbers(manifest, selection))
 
 
 def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
@@ -204,7 +208,6 @@ def _outputs(
 
 
 def _numbers(manifest: Manifest, selection: Selection) -> int:
-    """How many numbers the answer's arrays hold."""
     count = 0
     for name in selection.maps:
         if name == "class":
@@ -223,5 +226,5 @@ def _numbers(manifest: Manifest, selection: Selection) -> int:
 def _most_bytes(manifest: Manifest, selection: Selection) -> int:
     """An upper bound of the JSON: a sign, digits before the point, the point, the decimals, an exponent, a comma."""
     labels = selection.top_k * (max(len(label.encode()) for label in manifest.labels) * 6 + 60)
-    arrays = _numbers(manifest, selection) * (selection.decimals + 9)
+    arrays = selection.numbers * (selection.decimals + 9)
     return arrays + labels + _ENVELOPE_BYTES * (1 + len(selection.maps) + len(selection.attention or ()))

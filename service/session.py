@@ -31,9 +31,10 @@ def check_providers(wanted: Sequence[str]) -> None:
 class OnnxRunner:
     """One session. `run` is called by one thread at a time."""
 
-    def __init__(self, bundle: Bundle, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, bundle: Bundle, providers: Sequence[str], threads: int, head: Head | None = None) -> None:
         """Opens the session, holds it to the manifest and to golden.npz. Raises BundleError, SettingsError."""
         self._manifest = bundle.manifest
+        self._shapes = _output_shapes(bundle.manifest, head)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -49,15 +50,20 @@ class OnnxRunner:
         self.provider: str = self._session.get_providers()[0]
         if self.provider != providers[0]:
             raise SettingsError(f"{bundle.manifest.id} asked for {providers[0]} and got {self.provider}")
-        _check_interface(bundle.manifest, self._session)
-        check_golden(
-            bundle.manifest, bundle.golden, self.provider, lambda pixels: self.run(pixels, bundle.manifest.outputs)
-        )
+        _check_interface(bundle.manifest, self._session, self._shapes)
+        check_golden(bundle.manifest, bundle.golden, self.provider, self._run_golden)
 
     def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
         """(n, 3, H, W) -> the outputs named, each with n first. Lets go of the GIL."""
         values = self._session.run(list(outputs), {"pixel_values": pixels})
         return dict(zip(outputs, values, strict=True))
+
+    def _run_golden(self, pixels: Floats) -> dict[str, Floats]:
+        """All outputs, in the shapes that the manifest says: a graph may leave its dimensions open."""
+        outputs = self.run(pixels, self._manifest.outputs)
+        for name, shape in self._shapes.items():
+            _check_shape(self._manifest, name, outputs[name].shape[1:], shape)
+        return outputs
 
 
 def load_head(bundle: Bundle) -> Head | None:
@@ -71,7 +77,7 @@ def load_head(bundle: Bundle) -> Head | None:
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{bundle.weights}: {error}") from error
     classes = len(bundle.manifest.labels)
-    if head.weight.shape[:1] != (classes,) or head.bias.shape != (classes,):
+    if head.weight.ndim != 2 or len(head.weight) != classes or head.bias.shape != (classes,):
         raise BundleError(
             f"{bundle.weights}: {class_map.weight} is {head.weight.shape} and {class_map.bias} is {head.bias.shape}; "
             f"the manifest has {classes} labels"
@@ -79,7 +85,9 @@ def load_head(bundle: Bundle) -> Head | None:
     return head
 
 
-def _check_interface(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+def _check_interface(
+    manifest: Manifest, session: onnxruntime.InferenceSession, shapes: dict[str, tuple[int | None, ...]]
+) -> None:
     spec = manifest.preprocessing
     (taken, *others) = session.get_inputs()
     expected = ["pixel_values", "tensor(float)", [3, spec.height, spec.width]]
@@ -89,18 +97,22 @@ def _check_interface(manifest: Manifest, session: onnxruntime.InferenceSession) 
             f"pixel_values tensor(float) [batch, 3, {spec.height}, {spec.width}]"
         )
     given = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
-    for name, shape in _output_shapes(manifest).items():
+    for name, shape in shapes.items():
         if name not in given:
             raise BundleError(f"{manifest.id}: the graph has no output {name}; it has {', '.join(given)}")
-        if len(given[name]) != len(shape) or not all(map(_fits, given[name], shape)):
-            raise BundleError(f"{manifest.id}: output {name} is {list(given[name])}; the manifest says {list(shape)}")
+        _check_shape(manifest, name, given[name], shape)
+
+
+def _check_shape(manifest: Manifest, name: str, seen: Sequence[object], expected: Sequence[int | None]) -> None:
+    if len(seen) != len(expected) or not all(map(_fits, seen, expected)):
+        raise BundleError(f"{manifest.id}: output {name} is {list(seen)}; the manifest says {list(expected)}")
 
 
 def _fits(seen: object, wanted: int | None) -> bool:
     return wanted is None or not isinstance(seen, int) or seen == wanted
 
 
-def _output_shapes(manifest: Manifest) -> dict[str, tuple[int | None, ...]]:
+def _output_shapes(manifest: Manifest, head: Head | None) -> dict[str, tuple[int | None, ...]]:
     """Without the batch axis; None where the manifest does not say."""
     shapes: dict[str, tuple[int | None, ...]] = {"logits": (len(manifest.labels),)}
     for layer in manifest.attention:
@@ -111,5 +123,6 @@ def _output_shapes(manifest: Manifest) -> dict[str, tuple[int | None, ...]]:
     if maps.rollout:
         shapes[maps.rollout] = (manifest.attention[-1].patches,)
     if maps.class_map:
-        shapes[maps.class_map.tokens] = (maps.class_map.grid[0] * maps.class_map.grid[1], None)
+        width = None if head is None else head.weight.shape[1]
+        shapes[maps.class_map.tokens] = (maps.class_map.grid[0] * maps.class_map.grid[1], width)
     return shapes

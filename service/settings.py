@@ -16,7 +16,7 @@ from saccade.errors import SettingsError
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SACCADE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SACCADE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback wants keys or `allow_anonymous`")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it")
@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     drain_grace_s: float = Field(
         2.0, ge=0, le=600, description="Seconds after SIGTERM in which readiness says 503 but new work is still taken"
     )
+    drain_timeout_s: float = Field(
+        60.0, ge=0, le=3600, description="Most seconds to wait, after the grace, for accepted requests to be answered"
+    )
     api_keys_file: Path | None = Field(
         None,
         description="File with one key a line; callers send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
@@ -82,7 +85,9 @@ class Settings(BaseSettings):
     @property
     def cpus(self) -> int:
         """CPUs that this process may use."""
-        return len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity"):  # Linux; it sees a cpuset
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     @property
     def threads_a_session(self) -> int:

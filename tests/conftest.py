@@ -121,17 +121,17 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
         )
+        self.log = ""
         self.url = self._wait_for_ready()
 
     def _wait_for_ready(self) -> str:
         assert self.process.stderr is not None
-        lines = []
         for line in self.process.stderr:
-            lines.append(line)
+            self.log += line
             found = re.search(r"ready on (http://\S+)", json.loads(line)["message"]) if line.startswith("{") else None
             if found:
                 return found[1]
-        raise RuntimeError(f"the service ended with {self.process.wait()}: {''.join(lines)}")
+        raise RuntimeError(f"the service ended with {self.process.wait()}: {self.log}")
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""

@@ -109,7 +109,7 @@ def test_commands_of_the_documents_exist() -> None:
 def shipped() -> "Server":
     """A real server on the models in the repository, started as `make serve` starts it."""
     dry_run = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, check=True, capture_output=True, text=True)
-    variables = dict(re.findall(r"SACCADE_([A-Z_]+)=(\S+)", dry_run.stdout))
+    variables = dict(re.findall(r'SACCADE_([A-Z_]+)="([^"]*)"', dry_run.stdout))
     settings = {name.lower(): value for name, value in variables.items()} | {"port": 0, "drain_grace_s": 0}
     it = Server(**settings)
     yield it

@@ -3,13 +3,13 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from saccade.errors import InferenceFailed, Overloaded
+from saccade.errors import DeadlineExceeded, InferenceFailed, Overloaded
 from service.batcher import Batcher, Floats, Ran, Runner
 
 LATER = time.monotonic() + 3600
@@ -26,7 +26,7 @@ class Echo:
         self.began = threading.Semaphore(0)
         self.batches: list[list[float]] = []
         self.asked: list[tuple[str, ...]] = []
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self.rows = 0
 
     def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
@@ -45,8 +45,10 @@ def image(number: float) -> Floats:
 
 
 @contextmanager
-def batching(*runners: Runner, max_batch: int = 4, capacity: int = 100) -> Iterator[Batcher]:
-    batcher = Batcher(runners, max_batch=max_batch, capacity=capacity)
+def batching(
+    *runners: Runner, max_batch: int = 4, capacity: int = 100, on_drop: Callable[[], None] = lambda: None
+) -> Iterator[Batcher]:
+    batcher = Batcher(runners, max_batch=max_batch, capacity=capacity, on_drop=on_drop)
     try:
         yield batcher
     finally:
@@ -165,7 +167,7 @@ def test_every_member_of_a_failed_batch_is_told_its_size_and_the_kind_of_error()
             runner.gate.set()
             results = await asyncio.gather(first, *members, return_exceptions=True)
             assert all(isinstance(result, InferenceFailed) for result in results)
-            assert [str(result) for result in results[1:]] == ["the run of a batch of 3 failed: ValueError"] * 3
+            assert [str(result) for result in results[1:]] == ["a batch of 3 failed: ValueError"] * 3
             assert (await submit(batcher, 4)).outputs["logits"].item() == 10
 
     asyncio.run(scene())
@@ -177,7 +179,8 @@ def test_who_left_or_is_late_never_costs_a_run_and_is_counted(spare: str) -> Non
 
     async def scene() -> None:
         runner = Echo(shut=True)
-        with batching(runner) as batcher:
+        dropped: list[int] = []
+        with batching(runner, on_drop=lambda: dropped.append(1)) as batcher:
             first = submit(batcher, 0)
             await reached(runner)
             gone = [submit(batcher, number, deadline=NOW if spare == "late" else LATER) for number in (1, 2)]
@@ -190,9 +193,9 @@ def test_who_left_or_is_late_never_costs_a_run_and_is_counted(spare: str) -> Non
             runner.gate.set()
             assert (await first).batch_size == (await stays).batch_size == 1
             assert runner.batches == [[0], [3]]
-            assert batcher.dropped == 2
-            for task in gone:
-                task.cancel()
+            assert len(dropped) == 2
+            ends = await asyncio.gather(*gone, return_exceptions=True)
+            assert {type(end) for end in ends} == {DeadlineExceeded if spare == "late" else asyncio.CancelledError}
 
     asyncio.run(scene())
 
@@ -333,3 +336,29 @@ def test_many_at_once_are_all_answered_with_their_own() -> None:
         assert max(len(batch) for runner in runners for batch in runner.batches) <= 16
 
     asyncio.run(scene())
+
+
+def test_whatever_a_runner_raises_its_thread_lives_on() -> None:
+    """Even SystemExit in an engine's extension must not leave callers waiting for ever."""
+
+    async def scene() -> None:
+        runner = Echo()
+        runner.failures = [SystemExit("no")]
+        with batching(runner) as batcher:
+            with pytest.raises(InferenceFailed, match="SystemExit"):
+                await submit(batcher, 1)
+            assert (await submit(batcher, 2)).batch_size == 1
+
+    asyncio.run(scene())
+
+
+def test_a_second_event_loop_is_refused() -> None:
+    """Futures of two loops cannot be answered by one thread."""
+    with batching(Echo()) as batcher:
+
+        async def once() -> None:
+            await submit(batcher, 1)
+
+        asyncio.run(once())
+        with pytest.raises(RuntimeError, match="one event loop"):
+            asyncio.run(once())

@@ -140,3 +140,39 @@ def test_log_lines_are_json(small: Path) -> None:
     assert any("draining" in line["message"] for line in lines)
     server.process.stderr.close()
     assert server.process.wait() == 0
+
+
+def test_a_websocket_is_answered_in_our_shape(server: Server) -> None:
+    """An upgrade is no way round keys and errors."""
+    upgrade = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-version": "13",
+               "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
+    response = httpx.get(f"{server.url}/nothing", headers=upgrade)
+    assert response.status_code == 404
+    assert response.json()["code"] == "unknown_route"
+
+
+def test_a_second_signal_does_not_wait_for_what_was_accepted(small: Path) -> None:
+    """Ctrl-C twice ends the process although a caller holds a request open."""
+    server = Server(models=small, port=0, drain_grace_s=600)
+    connection, _ = half_sent(server)
+    server.process.send_signal(signal.SIGINT)
+    wait_for(server, "draining")
+    assert server.stop() == 0
+    connection.close()
+
+
+def test_a_caller_with_a_long_deadline_does_not_keep_a_draining_process_alive(small: Path) -> None:
+    """After drain_timeout_s what is left is cut."""
+    server = Server(models=small, port=0, drain_grace_s=0, drain_timeout_s=0.1, timeout_ms=3_600_000)
+    connection, _ = half_sent(server)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(server, "1 requests are not finished")
+    assert server.stop() == 0
+    connection.close()
+
+
+def test_serving_everybody_is_said_in_the_log(small: Path) -> None:
+    """allow_anonymous on a public address is visible."""
+    server = Server(models=small, host="0.0.0.0", port=0, drain_grace_s=0, allow_anonymous=True)
+    assert "everybody who reaches 0.0.0.0 is served" in server.log
+    assert server.stop() == 0

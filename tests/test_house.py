@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import distributions
+
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
@@ -23,3 +27,20 @@ def test_the_words_load_neither_a_server_nor_an_engine() -> None:
     """A script that only asks a service installs four packages."""
     loaded = loaded_after("import saccade.cli, saccade.client, saccade.overlay")
     assert not loaded & {*FOREIGN, "fastapi", "onnxruntime", "orjson", "safetensors", "service", "export"}
+
+
+def test_constraints_name_every_package_that_is_installed() -> None:
+    """An install is the same tomorrow: nothing comes in a version that nobody chose."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constrained = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    installed = {canonicalize_name(found.metadata["Name"]) for found in distributions()}
+    by_hand = {"saccade", "torch", "pip", "setuptools"}  # ourselves; pinned by the extra; what a new environment brings
+    platform = {"nvidia", "cuda", "triton"}  # what other builds of torch bring, each bound to it exactly
+    assert {name for name in installed - constrained - by_hand if name.split("-")[0] not in platform} == set()
+
+
+def test_only_the_words_are_published() -> None:
+    """`service` and `export` are too common as names for a wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["saccade"]
+    assert (ROOT / "saccade/py.typed").is_file()

@@ -238,6 +238,14 @@ DAMAGES: list[tuple[Callable[[Bundle], object], tuple[str, ...]]] = [
         (lambda it, name=name: edit(it, lambda m: m["files"].update({name: {"sha256": "0" * 64, "bytes": 0}})), (name,))
         for name in ("..", "", "absent.bin")
     ),
+    (
+        lambda it: edit(it, lambda m: m["files"].update({"a\0b": {"sha256": "0" * 64, "bytes": 0}})),
+        ("not in the folder",),
+    ),
+    (lambda it: (it.folder / "extra.bin").write_bytes(b"weights from elsewhere"), ("does not list", "extra.bin")),
+    (lambda it: (it.golden.unlink(), os.mkfifo(it.golden)), ("golden.npz is not a regular file",)),
+    (lambda it: (it.golden.unlink(), it.golden.symlink_to("/dev/zero")), ("golden.npz is not a regular file",)),
+    (lambda it: (it.folder / "manifest.json").write_text("[" * 100_000), ("manifest.json", "not JSON")),
     (lambda it: (it.folder / "manifest.json").write_text("{"), ("manifest.json", "not JSON")),
     (lambda it: (it.folder / "manifest.json").write_bytes(b"\xff\xfe\x00"), ("manifest.json", "not JSON")),
     (lambda it: (it.folder / "manifest.json").write_text("[]"), ("manifest.json", "[]")),

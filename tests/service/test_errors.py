@@ -155,7 +155,7 @@ def test_several_models_and_no_default_is_a_request_to_name_one(serve: Start) ->
 @pytest.fixture(scope="module")
 def locked(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("# ours\nsesame\n\n  open-barley \n")
+    keys.write_text("\ufeff# ours\nsesame\n\n  open-barley \n", encoding="utf-8")
     settings = Settings(models=models, default_model="tiny-cct", api_keys_file=keys)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
@@ -178,7 +178,7 @@ def test_without_a_known_key_nothing_is_told(locked: TestClient, path: str, head
 @pytest.mark.parametrize(
     "headers",
     [{"x-api-key": "sesame"}, {"x-api-key": "open-barley"}, {"authorization": "Bearer sesame"},
-     {"authorization": "bearer open-barley"}],
+     {"authorization": "bearer open-barley"}, {"x-api-key": "wrong", "authorization": "Bearer sesame"}],
 )  # fmt: skip
 def test_each_key_opens_in_either_header(locked: TestClient, headers: dict[str, str]) -> None:
     """Bearer and X-API-Key are the same key."""
@@ -573,3 +573,21 @@ def test_a_defect_of_the_service_has_the_one_shape_and_tells_nothing_of_the_insi
     classifier.batcher = Broken()
     sentence = refused(client.post(CLASSIFY, content=PNG), 500, "internal", "log", "request_id")
     assert "secret" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "content_type"),
+    [
+        ("x" * 30_000 + "=1", PNG, ""),
+        ("model=a&model=" + "x" * 30_000, PNG, ""),
+        ("", b'{"' + b"x" * 100_000 + b'": 1}', "application/json"),
+        ("", b'{"image": "' + b"%" * 100_000 + b'"}', "application/json"),
+    ],
+)
+def test_a_refusal_is_short_however_long_the_request(
+    service: TestClient, query: str, body: bytes, content_type: str
+) -> None:
+    """What a caller sent comes back in part at the most."""
+    response = service.post(f"/v1/classify?{query}", content=body, headers={"content-type": content_type})
+    assert response.status_code == 400
+    assert len(response.content) < 2000

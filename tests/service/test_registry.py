@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save
 from starlette.testclient import TestClient
@@ -174,10 +175,37 @@ def no_graph(bundle: Path) -> str:
     return r"ONNX Runtime does not load .*model\.onnx"
 
 
+def flat_head(bundle: Path) -> str:
+    opened = open_bundle(bundle)
+    maps = opened.manifest.model_dump()["maps"]
+    update_bundle(opened, {"maps": {**maps, "class_map": {**maps["class_map"], "weight": "head.bias"}}})
+    return r"head\.bias is \(10,\).*the manifest has 10 labels"
+
+
+def open_dimensions(bundle: Path) -> str:
+    opened = open_bundle(bundle)
+    graph = onnx.load(opened.graph, load_external_data=False)
+    for output in graph.graph.output:
+        if output.name == "attention_00":
+            output.type.tensor_type.shape.dim[1].Clear()
+            output.type.tensor_type.shape.dim[1].dim_param = "heads"
+    (first, *others) = opened.manifest.model_dump()["attention"]
+    changed = {"attention": [{**first, "heads": 7}, *others]}
+    update_bundle(opened, changed, {"model.onnx": graph.SerializeToString()})
+    return r"attention_00 is \[2, 64, 64\]; the manifest says \[7, 64, 64\]"
+
+
+def large_golden(bundle: Path) -> str:
+    opened = open_bundle(bundle)
+    update_bundle(opened, {}, {"golden.npz": opened.golden.read_bytes() + bytes(10**6)})
+    return r"golden\.npz does not fit the manifest: it has \d+ bytes; the limit is 1000000"
+
+
 @pytest.mark.parametrize(
     "damage",
-    [cut, flip, other_golden, renamed_output, other_grid, fewer_labels, no_head, other_size, no_tolerance, no_graph],
-)
+    [cut, flip, other_golden, renamed_output, other_grid, fewer_labels, no_head, other_size, no_tolerance, no_graph,
+     flat_head, open_dimensions, large_golden],
+)  # fmt: skip
 def test_a_bundle_that_is_not_what_its_manifest_says_stops_the_load(
     serve: Start, models: Path, tmp_path: Path, damage: Callable[[Path], str]
 ) -> None:

@@ -216,3 +216,16 @@ def test_a_trailing_slash_is_an_unknown_route_and_no_redirect(service: TestClien
     """A redirect would be built from the Host header that the caller made up."""
     response = service.get(path, follow_redirects=False)
     assert (response.status_code, response.json()["code"]) == (404, "unknown_route")
+
+
+def test_the_ways_to_send_a_key_are_documented(service: TestClient) -> None:
+    """The API page has an Authorize button, and the open routes are marked as such."""
+    document = service.get("/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme.get("scheme", scheme.get("name"))) for scheme in schemes.values()} == {
+        ("http", "bearer"),
+        ("apiKey", "X-API-Key"),
+    }
+    assert {name for entry in document["security"] for name in entry} == set(schemes)
+    for path, methods in document["paths"].items():
+        assert all((one.get("security") == []) == path.startswith("/v2/health/") for one in methods.values())

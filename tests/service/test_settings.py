@@ -89,7 +89,14 @@ def test_listening_elsewhere_with_keys_or_consent_is_right(host: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), (b"", "holds no key"), (b"\n# none\n  \n", "no key"), (b"\xff", "utf-8")],
+    [
+        (None, "No such file"),
+        (b"", "holds no key"),
+        (b"\n# none\n  \n", "no key"),
+        (b"\xff", "utf-8"),
+        (b"  # a comment\n", "no key"),
+        ("schlüssel".encode(), "not ASCII"),
+    ],
 )
 def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: bytes | None, words: str) -> None:
     """An empty file must not mean that everybody may come in."""

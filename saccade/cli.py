@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -120,8 +120,16 @@ def classify(options: argparse.Namespace) -> None:
     print(answer.model_dump_json(indent=1))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (--help says more)", file=sys.stderr)
+        sys.exit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="saccade", description="Image classifiers that show where they looked.")
+    parser = _Parser(prog="saccade", description="Image classifiers that show where they looked.")
     parser.add_argument("--version", action="version", version=f"saccade {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -66,14 +66,6 @@ def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert [command for command in COMMANDS if command not in shown] == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("paint",), ("overlay",), ("train", "digits-cct")])
-def test_a_command_that_is_incomplete_exits_with_2(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_of(*arguments) == 2
-    assert "usage: saccade" in capsys.readouterr().err
-
-
 def test_the_command_runs_as_a_process(models: Path, tmp_path: Path) -> None:
     """No traceback reaches a shell."""
     code = "import sys; from saccade.cli import main; sys.exit(main())"
@@ -259,3 +251,17 @@ def test_a_damaged_bundle_is_refused(models: Path, tmp_path: Path, capsys: pytes
         line = refused(capsys, *command, "--models", tmp_path / "models")
         assert f"has {size} bytes; the manifest says {size - 4}" in line
     assert not (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "fly", "train", "train digits-cct", "overlay a.png --model", "export run --name", "classify a.png --colour"],
+)
+def test_a_command_line_that_is_none_is_one_line_too(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that log stderr get a line, not a page of usage."""
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("saccade")
+    assert said.count("\n") == 1

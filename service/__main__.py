@@ -59,10 +59,11 @@ async def serve(settings: Settings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await service.load()
-        host, port = listener.getsockname()[:2]
-        log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        await _first_of(serving, stopping.wait())
-        await _first_of(service.drain(), hurrying.wait())  # a second signal does not wait for what was accepted
+        if not stopping.is_set():  # nobody has been told that it is ready
+            host, port = listener.getsockname()[:2]
+            log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            await _first_of(serving, stopping.wait())
+            await _first_of(service.drain(), hurrying.wait())  # a second signal does not wait for what was accepted
     finally:
         server.should_exit = True
         server.force_exit = hurrying.is_set()

@@ -34,6 +34,8 @@ clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/installed-%: pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 && test -f $(VENV)/pyvenv.cfg || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	$(PYTHON) -m venv $$(test -f $(VENV)/pyvenv.cfg && echo --clear) $(VENV)
+	@test -f $(VENV)/pyvenv.cfg || { echo "$(VENV) is no virtual environment: give another VENV"; exit 1; }
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[$*]'
 	touch $@

@@ -57,7 +57,8 @@ def open_bundle(folder: Path) -> Bundle:
     missing = [name for name in FILES if name not in manifest.files]
     if missing:
         raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
-    unlisted = {path.name for path in folder.iterdir() if not path.is_dir()} - {MANIFEST, *manifest.files}
+    listed = {MANIFEST, *manifest.files}
+    unlisted = {path.name for path in folder.iterdir()} - listed - {_part(name) for name in listed}
     if unlisted:  # a graph could read them, and nobody would have checked them
         raise BundleError(f"{folder} holds files that its manifest does not list: {', '.join(sorted(unlisted))}")
     for name, entry in manifest.files.items():
@@ -144,7 +145,7 @@ def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str,
     changed = {name: content for name, content in (files or {}).items() if entries[name] != written.get(name)}
     manifest = Manifest.model_validate({**bundle.manifest.model_dump(), **fields, "files": entries})
     contents = {**changed, MANIFEST: _to_json(manifest)}
-    parts = {name: bundle.folder / f".{name}.part" for name in contents}
+    parts = {name: bundle.folder / _part(name) for name in contents}
     try:
         for name, content in contents.items():
             _write_synced(parts[name], content)
@@ -156,6 +157,11 @@ def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str,
         for part in parts.values():
             part.unlink(missing_ok=True)
     return Bundle(bundle.folder, manifest)
+
+
+def _part(name: str) -> str:
+    """What `update_bundle` writes before it renames; a killed update leaves it, and the next one writes it anew."""
+    return f".{name}.part"
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Listens at once (readiness says 503), loads the models, serves until a signal, drains. Raises SetupError.
 
-    A second signal ends the drain.
+    A second signal waits for nothing more.
     """
     service = Service(settings)
     listener = listen(settings)
@@ -52,7 +52,10 @@ async def serve(settings: Settings) -> None:
     stopping, hurrying = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        (hurrying if stopping.is_set() else stopping).set()
+        if stopping.is_set():
+            hurrying.set()
+            server.force_exit = True
+        stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
@@ -66,7 +69,6 @@ async def serve(settings: Settings) -> None:
             await _first_of(service.drain(), hurrying.wait())  # a second signal does not wait for what was accepted
     finally:
         server.should_exit = True
-        server.force_exit = hurrying.is_set()
         await serving
         await asyncio.to_thread(service.close)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import distributions
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
@@ -44,3 +45,16 @@ def test_only_the_words_are_published() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["saccade"]
     assert (ROOT / "saccade/py.typed").is_file()
+
+
+def test_make_never_empties_a_folder_that_is_no_virtual_environment(tmp_path: Path) -> None:
+    """A slip in VENV costs nobody a file."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)  # a pip that works, in a folder that is something else
+    made = subprocess.run(
+        ["make", f"VENV={tmp_path}", f"{tmp_path}/installed-cpu"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode != 0
+    assert "is no virtual environment" in made.stdout
+    assert (tmp_path / "notes.txt").read_text() == "mine"

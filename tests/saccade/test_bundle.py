@@ -243,6 +243,7 @@ DAMAGES: list[tuple[Callable[[Bundle], object], tuple[str, ...]]] = [
         ("not in the folder",),
     ),
     (lambda it: (it.folder / "extra.bin").write_bytes(b"weights from elsewhere"), ("does not list", "extra.bin")),
+    (lambda it: ((it.folder / "sub").mkdir(), (it.folder / "sub/w.bin").write_bytes(b"w")), ("does not list", "sub")),
     (lambda it: (it.golden.unlink(), os.mkfifo(it.golden)), ("golden.npz is not a regular file",)),
     (lambda it: (it.golden.unlink(), it.golden.symlink_to("/dev/zero")), ("golden.npz is not a regular file",)),
     (lambda it: (it.folder / "manifest.json").write_text("[" * 100_000), ("manifest.json", "not JSON")),
@@ -366,3 +367,11 @@ def test_a_real_bundle_moves_with_its_folder(bundle: Bundle, tmp_path: Path) -> 
     target = tmp_path / bundle.manifest.name / str(bundle.manifest.version)
     shutil.copytree(bundle.folder, target)
     assert open_bundle(target).manifest == bundle.manifest
+
+
+def test_an_update_that_was_killed_before_it_renamed_leaves_the_old_bundle(made: Bundle) -> None:
+    """What it had begun to write is not in the way of opening, nor of the next update."""
+    (made.folder / ".manifest.json.part").write_text("{")
+    again = update_bundle(open_bundle(made.folder), {"labels": ["one", "two"]})
+    assert open_bundle(again.folder).manifest.labels == ("one", "two")
+    assert [path.name for path in made.folder.iterdir() if path.name.startswith(".")] == []

@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx_ir.passes import common
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
+from onnxscript.optimizer import fold_constants
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -87,10 +87,9 @@ def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Of everything that decides what the graph is and does."""
-    names = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
-    return {name: importlib.metadata.version(name) for name in names if name != "onnxruntime"} | {
-        "onnxruntime": onnxruntime.__version__
-    }
+    names = ("torch", "onnx", "onnxscript", "numpy", "pillow")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {**installed, "onnxruntime": onnxruntime.__version__}  # which may be installed as onnxruntime-gpu
 
 
 def _trace(net: Net, size: tuple[int, int]) -> ir.Model:
@@ -122,9 +121,7 @@ def _simplify(model: ir.Model) -> None:
         return False if any(value in parameters for value in node.inputs) else None
 
     for _ in range(2):
-        FoldConstantsPass(shape_inference=True, input_size_limit=8192, output_size_limit=262144, should_fold=fold)(
-            model
-        )
+        fold_constants(model, onnx_shape_inference=True, should_fold=fold)
         common.IdentityEliminationPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)

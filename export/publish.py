@@ -15,7 +15,7 @@ from export.recipe import Recipe
 from export.run import read_run
 from export.verify import prove
 from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
-from saccade.errors import BundleError
+from saccade.errors import BundleError, first_problem
 from saccade.manifest import SCHEMA_VERSION, Card, Manifest, Provenance, Training
 
 
@@ -37,11 +37,7 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
         }
         draft = draft_manifest(name, version, fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"{run} gives no manifest: {where}: {first['msg']}; the value is {first['input']!r}"
-        ) from error
+        raise BundleError(f"{run} gives no manifest: {first_problem(error)}") from error
 
     def write(folder: Path) -> Mapping[str, Any]:
         write_model(net.eval(), recipe.size, folder)

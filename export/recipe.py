@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from export.nets import NetConfig
-from saccade.errors import BundleError, RecipeError
+from saccade.errors import BundleError, RecipeError, first_problem
 from saccade.manifest import Frozen, Manifest, MapName, Preprocessing
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -85,7 +85,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first(error)}") from error
+        raise RecipeError(f"{path}: {first_problem(error)}") from error
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
@@ -93,10 +93,4 @@ def recipe_of(manifest: Manifest) -> Recipe:
     try:
         return Recipe.model_validate(manifest.provenance.recipe)
     except ValidationError as error:
-        raise BundleError(f"{manifest.id}: its recipe is none: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']} ({error.error_count()} in all)"
+        raise BundleError(f"{manifest.id}: its recipe is none: {first_problem(error)}") from error

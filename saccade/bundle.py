@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saccade.errors import BundleError
+from saccade.errors import BundleError, first_problem
 from saccade.manifest import NAME, SCHEMA_VERSION, FileEntry, Manifest
 
 MANIFEST = "manifest.json"
@@ -125,7 +125,7 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
         scratch.chmod(0o755)
         scratch.rename(target)
     except ValidationError as error:
-        raise BundleError(f"could not write {target}: {_first(error)}") from error
+        raise BundleError(f"could not write {target}: {first_problem(error)}") from error
     except OSError as error:
         raise BundleError(f"could not write {target}: {error}") from error
     finally:
@@ -170,15 +170,9 @@ def _read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"could not read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise BundleError(f"{path}: {_first(error)}") from error
+        raise BundleError(f"{path}: {first_problem(error)}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}; the value is {first['input']!r}"[:500]
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:

@@ -29,6 +29,15 @@
 A message is one sentence that says what was wrong, the limit and the value seen.
 """
 
+from pydantic import ValidationError
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as part of a sentence: where, what, and the value seen."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}; the value is {first['input']!r}"[:500]
+
 
 class SaccadeError(Exception):
     """Root of the tree. `str(error)` is a sentence for the person who can mend it."""

@@ -84,9 +84,10 @@ class Classifier:
                     ran = await self.batcher.run(decoded.pixels, selection.outputs, started + timeout)
             except TimeoutError:
                 raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
-        self._metrics.observe(self.manifest, decoded.seconds, ran.queue_s, ran.run_s, ran.batch_size)
-        finish = functools.partial(self._finish, selection, decoded, ran, request_id, started)
-        body = await self._in_worker(finish) if selection.numbers > _LARGE_ANSWER else finish()
+            self._metrics.observe(self.manifest, decoded.seconds, ran.queue_s, ran.run_s, ran.batch_size)
+            finish = functools.partial(self._finish, selection, decoded, ran, request_id, started)
+            # still admitted: answers that are being encoded are bounded as well
+            body = await self._in_worker(finish) if selection.numbers > _LARGE_ANSWER else finish()
         if len(body) > self._settings.max_response_bytes:
             raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(body)))
         return body

@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: request id, keys, draining, metrics, and the error shape for whatever is raised inside."""
+"""The outermost ASGI layer: request id, keys, metrics, and the error shape for whatever is raised inside."""
 
 import logging
 import re

@@ -60,7 +60,10 @@ class OnnxRunner:
 
     def _run_golden(self, pixels: Floats) -> dict[str, Floats]:
         """All outputs, in the shapes that the manifest says: a graph may leave its dimensions open."""
-        outputs = self.run(pixels, self._manifest.outputs)
+        try:
+            outputs = self.run(pixels, self._manifest.outputs)
+        except Exception as error:  # as above
+            raise BundleError(f"{self._manifest.id} fails on its golden pictures: {error}") from error
         for name, shape in self._shapes.items():
             _check_shape(self._manifest, name, outputs[name].shape[1:], shape)
         return outputs
@@ -89,11 +92,11 @@ def _check_interface(
     manifest: Manifest, session: onnxruntime.InferenceSession, shapes: dict[str, tuple[int | None, ...]]
 ) -> None:
     spec = manifest.preprocessing
-    (taken, *others) = session.get_inputs()
-    expected = ["pixel_values", "tensor(float)", [3, spec.height, spec.width]]
-    if others or [taken.name, taken.type, taken.shape[1:]] != expected or isinstance(taken.shape[0], int):
+    taken = [(one.name, one.type, one.shape[1:], isinstance(one.shape[0], int)) for one in session.get_inputs()]
+    if taken != [("pixel_values", "tensor(float)", [3, spec.height, spec.width], False)]:
+        seen = ", ".join(f"{one.name} {one.type} {one.shape}" for one in session.get_inputs()) or "no input"
         raise BundleError(
-            f"{manifest.id}: the graph takes {taken.name} {taken.type} {taken.shape}; the manifest says "
+            f"{manifest.id}: the graph takes {seen}; the manifest says "
             f"pixel_values tensor(float) [batch, 3, {spec.height}, {spec.width}]"
         )
     given = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}

@@ -195,6 +195,16 @@ def open_dimensions(bundle: Path) -> str:
     return r"attention_00 is \[2, 64, 64\]; the manifest says \[7, 64, 64\]"
 
 
+def no_input(bundle: Path) -> str:
+    constant = onnx.helper.make_node("Constant", [], ["logits"], value_floats=[1.0] * 10)
+    output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [10])
+    graph = onnx.helper.make_graph([constant], "constant", [], [output])
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    update_bundle(open_bundle(bundle), {}, {"model.onnx": model.SerializeToString()})
+    return r"the graph takes no input; the manifest says pixel_values"
+
+
 def large_golden(bundle: Path) -> str:
     opened = open_bundle(bundle)
     update_bundle(opened, {}, {"golden.npz": opened.golden.read_bytes() + bytes(10**6)})
@@ -204,7 +214,7 @@ def large_golden(bundle: Path) -> str:
 @pytest.mark.parametrize(
     "damage",
     [cut, flip, other_golden, renamed_output, other_grid, fewer_labels, no_head, other_size, no_tolerance, no_graph,
-     flat_head, open_dimensions, large_golden],
+     flat_head, open_dimensions, no_input, large_golden],
 )  # fmt: skip
 def test_a_bundle_that_is_not_what_its_manifest_says_stops_the_load(
     serve: Start, models: Path, tmp_path: Path, damage: Callable[[Path], str]

@@ -11,7 +11,7 @@ MODELS ?= models
 # Of the models in the repository one is the default; with a folder of your own, name one where there are several.
 DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-cct)
 
-.PHONY: serve test check format clean
+.PHONY: serve test check bench format clean
 
 serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MODEL)
 	SACCADE_HOST="$(HOST)" SACCADE_PORT="$(PORT)" SACCADE_MODELS="$(MODELS)" SACCADE_DEFAULT_MODEL="$(DEFAULT_MODEL)" \
@@ -25,6 +25,12 @@ check: $(VENV)/installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# QUICK=1: an indication in some minutes, beside the page; BEFORE=commit: compare with the service as it was there
+BENCH := $(if $(QUICK),build/bench/quick,docs/benchmarks)
+bench: $(VENV)/installed-bench ## speed against the machine's limit and against other servers (QUICK, BEFORE)
+	$(BIN)/python -m benchmarks.run --out $(BENCH).json $(if $(QUICK),--quick) $(if $(BEFORE),--before $(BEFORE))
+	$(BIN)/python -m benchmarks.report --results $(BENCH).json --out $(BENCH).md
 
 format: $(VENV)/installed-dev ## rewrite the source in the project's format
 	$(BIN)/ruff format .

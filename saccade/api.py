@@ -230,9 +230,19 @@ class Plan(_Wire):
     """How the service runs the model."""
 
     provider: str
+    cpus: int
+    """Whole CPUs that the process may use: the smaller of the next two."""
+    cpu_affinity: int
+    cpu_quota: float | None
+    """CPUs' worth of time that the cgroup grants; null without a limit."""
     instances: int
     intra_op_threads: int
+    spinning: bool
+    decode_threads: int
     max_batch: int
+    max_wait_ms: float
+    queue_images: int
+    run_timeout_s: float
 
 
 class ModelInfo(_Wire):

@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Iterator
+import threading
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 
 import uvicorn
 import uvloop
 
 from saccade.errors import SettingsError, SetupError
-from service.app import Service, create_app_for
+from service.app import ONE_PROCESS, Service, create_app_for
+from service.batcher import RUNNER
 from service.logs import configure_logs
 from service.settings import Settings, load_settings
 
@@ -31,6 +35,18 @@ class _Server(uvicorn.Server):
         yield
 
 
+def refuse_more_processes(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises SettingsError where somebody asks for several worker processes, as uvicorn and gunicorn take them."""
+    if arguments:
+        raise SettingsError(
+            f"`python -m service` takes no arguments, not {' '.join(arguments)!r}: its settings are environment "
+            f"variables, and its process is one ({ONE_PROCESS})"
+        )
+    for name in ("WEB_CONCURRENCY", "UVICORN_WORKERS"):
+        if environment.get(name, "1") not in ("", "1"):
+            raise SettingsError(f"{name} is {environment[name]}: the service is one process, since {ONE_PROCESS}")
+
+
 async def serve(settings: Settings) -> None:
     """Listens at once (readiness says 503), loads the models, serves until a signal, drains. Raises SetupError.
 
@@ -46,6 +62,8 @@ async def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        workers=1,  # and not what WEB_CONCURRENCY says
+        proxy_headers=False,  # nobody asks for the caller's address
         timeout_graceful_shutdown=_LINGER_S,
     )
     server = _Server(config)
@@ -62,6 +80,7 @@ async def serve(settings: Settings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await service.load()
+        gc.freeze()  # what is there now stays: no collection needs to look at it again
         if not stopping.is_set():  # nobody has been told that it is ready
             host, port = listener.getsockname()[:2]
             log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -93,6 +112,7 @@ def listen(settings: Settings) -> socket.socket:
 
 def main() -> int:
     try:
+        refuse_more_processes(sys.argv[1:], os.environ)
         settings = load_settings()
         configure_logs(settings.log_level)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -100,6 +120,9 @@ def main() -> int:
     except SetupError as error:
         print(f"saccade: {error}", file=sys.stderr)
         return 2
+    if any(thread.name == RUNNER and thread.is_alive() for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(0)  # a run hangs: the interpreter's end would wait for the session, and the session for its run
     return 0
 
 

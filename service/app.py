@@ -2,25 +2,37 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from saccade import __version__, errors
-from saccade.errors import Draining, NotReady, SaccadeError
+from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
 from service.edge import Edge, refuse
 from service.keys import Keys
 from service.metrics import Metrics
+from service.plan import find_cpus
 from service.registry import Registry
 from service.routes import add_routes
 from service.session import check_providers
 from service.settings import Settings
+from service.workers import Workers
 
 log = logging.getLogger("saccade.app")
+
+
+ONE_PROCESS = (
+    "queue, deadlines and metrics are those of one process; for more CPUs raise SACCADE_INSTANCES or "
+    "SACCADE_INTRA_OP_THREADS, for more machines start more containers"
+)
 
 
 class Service:
@@ -34,7 +46,8 @@ class Service:
         if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
             log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
-        self.workers = ThreadPoolExecutor(settings.decode_threads or settings.cpus, thread_name_prefix="worker")
+        self.cpus = find_cpus()
+        self.workers = Workers(settings.decode_threads or self.cpus.usable)
         self.draining = False
         self.accepting = True
         self.active = 0
@@ -44,13 +57,21 @@ class Service:
 
     async def load(self) -> None:
         """Opens and checks all models; ready afterwards. Raises BundleError, SettingsError."""
-        self._registry = await asyncio.to_thread(Registry, self.settings, self.workers, self.metrics)
+        self._registry = await asyncio.to_thread(Registry, self.settings, self.cpus, self.workers, self.metrics)
 
     def ready(self) -> Registry:
         """For the readiness route. Raises NotReady, Draining."""
         if self.draining:
             raise Draining("the service is stopping")
-        return self._loaded()
+        registry = self._loaded()
+        self.alive()
+        return registry
+
+    def alive(self) -> None:
+        """For the liveness route. Raises NotReady once a model's every session hangs: only a restart helps."""
+        for classifier in self._registry or ():
+            if classifier.batcher.broken:
+                raise NotReady(f"{classifier.manifest.id} has no session left that works")
 
     def registry(self) -> Registry:
         """For work. Raises NotReady while models load, Draining once nothing new is taken."""
@@ -63,8 +84,8 @@ class Service:
             raise NotReady("models are still being loaded")
         return self._registry
 
-    @asynccontextmanager
-    async def work(self) -> AsyncIterator[Registry]:
+    @contextmanager
+    def work(self) -> Iterator[Registry]:
         """Around each accepted request, so that draining can wait for the last one."""
         registry = self.registry()
         self.active += 1
@@ -93,7 +114,7 @@ class Service:
     def close(self) -> None:
         if self._registry is not None:
             self._registry.close()
-        self.workers.shutdown()
+        self.workers.close()
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -104,11 +125,14 @@ def create_app(settings: Settings) -> FastAPI:
 def create_app_for(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        alone = take_the_place_of_one_process()
         await service.load()
         try:
             yield
         finally:
             await asyncio.to_thread(service.close)
+            if alone is not None:
+                alone.close()
 
     app = FastAPI(
         title="Saccade",
@@ -118,19 +142,37 @@ def create_app_for(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # asked for anew at each request; ours is /metrics
     )
     app.state.service = service
-    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics)
+    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, routes=app.routes)
     _add_error_handlers(app, service.metrics)
     add_routes(app)
     return app
 
 
-def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
-    @app.exception_handler(SaccadeError)
-    async def saccade_error(request: Request, error: SaccadeError) -> Response:
-        return refuse(metrics, error, request.state.request_id)
+def take_the_place_of_one_process() -> socket.socket | None:
+    """Holds, under a server with worker processes, the one place for a service; None elsewhere.
 
+    Raises SettingsError in the second worker process of the same server (Linux; gunicorn, uvicorn --workers).
+    """
+    if sys.platform != "linux" or not (multiprocessing.parent_process() or "gunicorn.arbiter" in sys.modules):
+        return None
+    place = socket.socket(socket.AF_UNIX)
+    try:
+        # an abstract name, which goes with its process; the namespace, since each container has its own process 1
+        place.bind(f"\0saccade-worker-of-{Path('/proc/self/ns/pid').stat().st_ino}-{os.getppid()}")
+    except OSError as error:
+        place.close()
+        raise SettingsError(f"this is a second worker process of one server: {ONE_PROCESS}") from error
+    return place
+
+
+def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
         return refuse(metrics, _translate(request, error), request.state.request_id, dict(error.headers or {}))

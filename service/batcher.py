@@ -1,10 +1,13 @@
-"""Bounded admission, and batches of whatever came while the last one ran. No timer.
+"""Bounded admission, and batches of whatever came while the last one ran.
 
-Threads own runners, one each, and nothing in a runner is locked. An entry whose caller left or whose deadline passed
-is dropped before it costs a run; a run that fails answers each of its members, and the next one runs.
+An entry walks through threads by itself: a worker decodes it and puts it into the queue, a runner's thread takes it
+from there, and the event loop is woken once a batch. One thread owns one runner, and nothing in a runner is locked.
+An entry whose caller left or whose deadline passed is dropped before it costs a step; a run that fails or hangs answers
+each of its members, and the next one runs.
 """
 
 import asyncio
+import functools
 import logging
 import math
 import threading
@@ -12,16 +15,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError
+from saccade.errors import DeadlineExceeded, InferenceFailed, Overloaded, SaccadeError
+from service.plan import stand_back
+from service.workers import Workers
 
 log = logging.getLogger("saccade.batcher")
 
 Floats = NDArray[np.float32]
+
+RUNNER = "runner"
+"""Name of the threads that run batches."""
+
+_STOPPED = "the engine has stopped"
+_BROKEN = "no session is left that works"
+_MOST_HUNG = 3
+"""A run that never ends keeps its session and its thread; after so many only a restart helps."""
 
 
 class Runner(Protocol):
@@ -30,63 +43,143 @@ class Runner(Protocol):
     def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]: ...
 
 
-class Ran(NamedTuple):
-    """What became of one image."""
+class Picture(Protocol):
+    """What decoding gives; the batcher reads nothing but the pixels."""
 
+    @property
+    def pixels(self) -> Floats: ...  # (3, H, W)
+
+
+_Picture = TypeVar("_Picture", bound=Picture)
+
+
+class Ran(NamedTuple, Generic[_Picture]):
+    """What became of one image; times in seconds."""
+
+    picture: _Picture
     outputs: dict[str, Floats]  # without the batch axis
     batch_size: int
+    decode_s: float
     queue_s: float
+    """Waiting for a worker, and then for a runner."""
     run_s: float
 
 
-class _Entry(NamedTuple):
-    pixels: Floats  # (3, H, W)
-    outputs: tuple[str, ...]
-    deadline: float  # of time.monotonic()
-    queued: float
-    future: "asyncio.Future[Ran]"
+class _Entry(Generic[_Picture]):
+    """One image on its way; each step writes down when it passed."""
+
+    __slots__ = ("deadline", "decode", "decode_s", "decoded", "future", "outputs", "picture", "submitted")
+
+    def __init__(
+        self,
+        decode: Callable[[], _Picture],
+        outputs: tuple[str, ...],
+        deadline: float,
+        future: "asyncio.Future[Ran[_Picture]]",
+    ) -> None:
+        self.decode = decode
+        self.outputs = outputs
+        self.deadline = deadline  # of time.monotonic()
+        self.future = future
+        self.submitted = time.monotonic()
+        self.decode_s = 0.0
+        self.decoded = 0.0
+        self.picture: _Picture
 
 
-class Batcher:
+class _Lane:
+    """A runner's thread, and what it is running."""
+
+    def __init__(self, work: Callable[["_Lane"], None], make: Callable[[], Runner]) -> None:
+        self.thread = threading.Thread(target=work, args=(self,), name=RUNNER, daemon=True)
+        self.make: Callable[[], Runner] | None = make
+        """Gives the runner; gone once it did, since it may hold a runner that was given up."""
+        self.runner: Runner
+        self.batch: Sequence[_Entry[Any]] = ()
+        self.started = 0.0
+
+
+class Meter(Protocol):
+    """Who counts. `dropped` and `hung` come from other threads, `ran` from the event loop."""
+
+    def dropped(self, reason: Literal["left", "late"]) -> None:
+        """An image that was dropped before it cost a run."""
+
+    def ran(self, size: int, seconds: float) -> None:
+        """A run that succeeded."""
+
+    def hung(self) -> None:
+        """A run that was given up."""
+
+
+class Batcher(Generic[_Picture]):
     """Admission, queue and runner threads of one model. All callers share one event loop."""
 
     def __init__(
         self,
         runners: Sequence[Runner],
+        workers: Workers,
+        meter: Meter,
         *,
         max_batch: int,
         capacity: int,
-        on_drop: Callable[[], None] = lambda: None,
+        max_wait_s: float = 0.0,
+        run_timeout_s: float = math.inf,
+        replace: Callable[[Runner], Runner] | None = None,
     ) -> None:
-        """`on_drop` is called, in a runner's thread, for each image that was dropped before it cost a run."""
+        """`replace` gives a new runner for one that hangs, in a thread of its own; without it that lane is lost."""
+        self._workers = workers
+        self._meter = meter
         self._max_batch = max_batch
         self._capacity = capacity
+        self._max_wait_s = max_wait_s
+        self._run_timeout_s = run_timeout_s
+        self._replace = replace
         self._admitted = 0
-        self._rate = 0.0  # images/s, smoothed
-        self._waiting: deque[_Entry] = deque()
-        self._arrived = threading.Condition()
-        self._closed = False
-        self._on_drop = on_drop
+        self._rate = _Rate()
+        self._waiting: deque[_Entry[_Picture]] = deque()
+        self._arrived = threading.Condition(threading.Lock())
+        self._closed = threading.Event()
+        self._hung = 0
+        self._lanes: list[_Lane] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads = [
-            threading.Thread(target=self._work, args=(runner,), name=f"runner-{index}", daemon=True)
-            for index, runner in enumerate(runners)
-        ]
-        for thread in self._threads:
-            thread.start()
+        for runner in runners:
+            self._lanes.append(_Lane(self._work, functools.partial(_same, runner)))
+        for lane in tuple(self._lanes):
+            lane.thread.start()
+        self._watcher = threading.Thread(target=self._watch, name="run-timeout", daemon=True)
+        self._watcher.start()
 
     @property
     def admitted(self) -> int:
         """Images accepted and not yet answered."""
         return self._admitted
 
+    @property
+    def waiting(self) -> int:
+        """Images decoded and not yet run."""
+        return len(self._waiting)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the oldest of those came; 0 where none waits."""
+        try:
+            return time.monotonic() - self._waiting[0].submitted
+        except IndexError:
+            return 0.0
+
+    @property
+    def broken(self) -> bool:
+        """Every session hangs: only a restart helps."""
+        return not self._lanes
+
     @contextmanager
     def admission(self) -> Iterator[None]:
         """A place for one image, tried and never awaited. Raises Overloaded."""
         if self._admitted >= self._capacity:
-            seconds = math.ceil(self._admitted / self._rate) if self._rate else 1
             raise Overloaded(
-                f"{self._admitted} images are waiting; the limit is {self._capacity}", min(max(seconds, 1), 60)
+                f"{self._admitted} images are waiting; the limit is {self._capacity}",
+                self._rate.seconds_for(self._admitted),
             )
         self._admitted += 1
         try:
@@ -94,95 +187,246 @@ class Batcher:
         finally:
             self._admitted -= 1
 
-    async def run(self, pixels: Floats, outputs: tuple[str, ...], deadline: float) -> Ran:
-        """Runs one image in the next batch. Raises InferenceFailed; cancelling it takes the image out of the queue."""
+    async def run(self, decode: Callable[[], _Picture], outputs: tuple[str, ...], deadline: float) -> "Ran[_Picture]":
+        """Decodes one image in a worker and runs it in the next batch; `deadline` is of time.monotonic().
+
+        Raises what `decode` raises, InferenceFailed, and DeadlineExceeded for an image that could not run in time.
+        Cancelling it takes the image out of the queue.
+        """
         loop = asyncio.get_running_loop()
-        entry = _Entry(pixels, outputs, deadline, time.monotonic(), loop.create_future())
-        with self._arrived:
-            if self._closed:
-                raise InferenceFailed("the engine has stopped")
-            if self._loop not in (None, loop):
+        if self._loop is not loop:
+            if self._loop is not None:
                 raise RuntimeError("a batcher serves one event loop; this is another one")
             self._loop = loop
-            self._waiting.append(entry)
-            self._arrived.notify()
+        if self._closed.is_set() or self.broken:
+            raise InferenceFailed(self._why_not())
+        entry = _Entry(decode, outputs, deadline, loop.create_future())
+        self._workers.submit(functools.partial(self._decode, entry))
         return await entry.future
 
     def close(self) -> None:
-        """Lets running batches end; entries still waiting are answered with InferenceFailed."""
+        """Lets running batches end, within `run_timeout_s`; entries still waiting are answered with InferenceFailed."""
         with self._arrived:
-            self._closed = True
+            self._closed.set()
             left = list(self._waiting)
             self._waiting.clear()
             self._arrived.notify_all()
         if left:
-            self._deliver(left, InferenceFailed("the engine has stopped"))
-        for thread in self._threads:
-            thread.join()
+            self._fail(left, InferenceFailed(_STOPPED))
+        self._watcher.join()
+        for lane in tuple(self._lanes):
+            left_s = lane.started + self._run_timeout_s - time.monotonic()
+            lane.thread.join(None if left_s == math.inf else max(left_s, 1.0))
+            if lane.thread.is_alive():
+                log.error("a run of %d images did not end in time", len(lane.batch))
+                self._fail(lane.batch, InferenceFailed(_STOPPED))
 
-    def _work(self, runner: Runner) -> None:
-        while batch := self._next_batch():
-            started = time.monotonic()
+    def _decode(self, entry: _Entry[_Picture]) -> None:
+        if not self._live(entry):
+            return
+        started = time.monotonic()
+        try:
+            entry.picture = entry.decode()
+        except SaccadeError as error:
+            self._fail([entry], error)
+            return
+        except BaseException as error:
+            log.exception("decoding failed")
+            self._fail([entry], InferenceFailed(f"decoding failed: {type(error).__name__}"))
+            return
+        del entry.decode  # and with it the body
+        entry.decoded = time.monotonic()
+        entry.decode_s = entry.decoded - started
+        with self._arrived:
+            taken = not self._closed.is_set() and bool(self._lanes)
+            if taken:
+                self._waiting.append(entry)
+                self._arrived.notify()
+        if not taken:
+            self._fail([entry], InferenceFailed(self._why_not()))
+
+    def _why_not(self) -> str:
+        return _STOPPED if self._closed.is_set() else _BROKEN
+
+    def _live(self, entry: _Entry[_Picture]) -> bool:
+        """Whether somebody still waits for it, in time; if not, it is dropped and counted."""
+        if time.monotonic() >= entry.deadline:
+            self._fail([entry], DeadlineExceeded("the deadline passed before the image could run"))
+            self._meter.dropped("late")
+            return False
+        if entry.future.cancelled():
+            self._meter.dropped("left")
+            return False
+        return True
+
+    def _work(self, lane: _Lane) -> None:
+        stand_back()
+        try:
+            assert lane.make is not None
+            lane.runner = lane.make()
+        except Exception:
+            log.exception("no new session for one that hangs")
+            self._lose(lane)
+            return
+        lane.make = None
+        while batch := self._next_batch(lane):
+            outcome: dict[str, Floats] | InferenceFailed
             try:
-                outputs = self._run(runner, batch)
+                outcome = self._run(lane.runner, batch)
             except BaseException as error:  # even of SystemExit a runner's thread must not die: each member gets an
                 # answer and the next batch runs
                 log.exception("a batch of %d failed", len(batch))
-                self._deliver(batch, InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}"))
-                continue
-            seconds = time.monotonic() - started
-            rate = len(batch) / seconds if seconds else self._rate
-            self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
-            self._deliver(batch, outputs, started, seconds)
+                outcome = InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}")
+            started, seconds = lane.started, time.monotonic() - lane.started
+            if not self._still_counts(lane):
+                return  # its members have been answered, and another runner works in its place
+            if isinstance(outcome, InferenceFailed):
+                self._fail(batch, outcome)
+            else:
+                self._deliver(self._answer, batch, outcome, started, seconds)
 
-    def _run(self, runner: Runner, batch: list[_Entry]) -> dict[str, Floats]:
+    def _run(self, runner: Runner, batch: list[_Entry[_Picture]]) -> dict[str, Floats]:
         wanted = tuple(dict.fromkeys(name for entry in batch for name in entry.outputs))
-        outputs = runner.run(np.stack([entry.pixels for entry in batch]), wanted)
+        outputs = runner.run(np.stack([entry.picture.pixels for entry in batch]), wanted)
         for name in wanted:
             if len(outputs[name]) != len(batch):
                 raise ValueError(f"output {name} has {len(outputs[name])} rows for a batch of {len(batch)}")
         return outputs
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self, lane: _Lane) -> list[_Entry[_Picture]]:
         """Waits for at least one live entry; empty once closed."""
         with self._arrived:
-            while not self._closed:
-                batch: list[_Entry] = []
+            while not self._closed.is_set():
+                if self._waiting and self._max_wait_s:
+                    self._wait_for_company()
+                batch: list[_Entry[_Picture]] = []
                 while self._waiting and len(batch) < self._max_batch:
                     entry = self._waiting.popleft()
-                    late = time.monotonic() >= entry.deadline
-                    if late:
-                        self._deliver([entry], DeadlineExceeded("the deadline passed before the image could run"))
-                    if late or entry.future.cancelled():
-                        self._on_drop()
-                    else:
+                    if self._live(entry):
                         batch.append(entry)
                 if batch:
+                    lane.started = time.monotonic()
+                    lane.batch = batch
                     return batch
-                self._arrived.wait()
+                if not self._closed.is_set():  # it may have been while this lane waited for company
+                    self._arrived.wait()
             return []
 
-    def _deliver(
-        self,
-        batch: list[_Entry],
-        outcome: dict[str, Floats] | ServiceError,
-        started: float = 0.0,
-        seconds: float = 0.0,
+    def _wait_for_company(self) -> None:
+        until = self._waiting[0].decoded + self._max_wait_s
+        while len(self._waiting) < self._max_batch and not self._closed.is_set():
+            left = until - time.monotonic()
+            if left <= 0 or not self._arrived.wait(left):
+                return
+
+    def _still_counts(self, lane: _Lane) -> bool:
+        """Whether the run that just ended does; it does not once it was given up."""
+        with self._arrived:
+            lane.batch = ()
+            return lane in self._lanes
+
+    def _watch(self) -> None:
+        """Gives up runs that hang."""
+        wait: float | None = None if self._run_timeout_s == math.inf else self._run_timeout_s
+        while not self._closed.wait(wait):
+            wait = self._give_up_what_hangs()
+
+    def _give_up_what_hangs(self) -> float:
+        """Seconds until the next run can be late: what begins from now on has a whole timeout."""
+        now = time.monotonic()
+        told: list[tuple[Sequence[_Entry[Any]], _Lane | None]] = []
+        with self._arrived:
+            for lane in [lane for lane in self._lanes if lane.batch and now >= lane.started + self._run_timeout_s]:
+                successor = self._successor(lane)
+                self._lanes.remove(lane)
+                if successor is not None:  # at once: not for a moment is there no lane where there will be one
+                    self._lanes.append(successor)
+                told.append((lane.batch, successor))
+            wait = min(
+                [lane.started + self._run_timeout_s - now for lane in self._lanes if lane.batch],
+                default=self._run_timeout_s,
+            )
+        for batch, successor in told:
+            log.error("a run of %d images has not ended after %g s", len(batch), self._run_timeout_s)
+            self._meter.hung()
+            self._fail(batch, InferenceFailed(f"a run of {len(batch)} took longer than {self._run_timeout_s:g} s"))
+            if successor is None:
+                self._lose(None)
+            else:
+                successor.thread.start()
+        return wait
+
+    def _successor(self, lane: _Lane) -> _Lane | None:
+        self._hung += 1
+        if self._replace is None or self._hung > _MOST_HUNG:
+            return None
+        return _Lane(self._work, functools.partial(self._replace, lane.runner))
+
+    def _lose(self, lane: _Lane | None) -> None:
+        """Works on with what lanes are left; with none, whoever waits is answered."""
+        with self._arrived:
+            if lane is not None and lane in self._lanes:
+                self._lanes.remove(lane)
+            if self._lanes:
+                return
+            left = list(self._waiting)
+            self._waiting.clear()
+        log.error("no session is left that works: the service must be started anew")
+        self._fail(left, InferenceFailed(_BROKEN))
+
+    def _answer(
+        self, batch: list[_Entry[_Picture]], outputs: dict[str, Floats], started: float, seconds: float
     ) -> None:
-        """Hands the outcome to the event loop, which alone may touch futures."""
+        self._rate.add(len(batch), since=batch[0].submitted, now=started + seconds)
+        self._meter.ran(len(batch), seconds)
+        for index, entry in enumerate(batch):
+            if entry.future.done():  # the caller left meanwhile
+                continue
+            own = {name: outputs[name][index] for name in entry.outputs}
+            queued = started - entry.submitted - entry.decode_s
+            entry.future.set_result(Ran(entry.picture, own, len(batch), entry.decode_s, queued, seconds))
+
+    def _fail(self, entries: Sequence[_Entry[Any]], error: SaccadeError) -> None:
+        if entries:
+            self._deliver(_refuse, entries, error)
+
+    def _deliver(self, tell: Callable[..., None], *arguments: object) -> None:
+        """Hands an outcome to the event loop, which alone may touch futures."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(_answer, batch, outcome, started, seconds)
+            self._loop.call_soon_threadsafe(tell, *arguments)
         except RuntimeError:
-            log.warning("%d answers came after the event loop had closed", len(batch))
+            log.warning("answers came after the event loop had closed")
 
 
-def _answer(batch: list[_Entry], outcome: dict[str, Floats] | ServiceError, started: float, seconds: float) -> None:
-    for index, entry in enumerate(batch):
-        if entry.future.done():  # the caller left meanwhile
-            continue
-        if isinstance(outcome, ServiceError):
-            entry.future.set_exception(outcome)
-        else:
-            own = {name: outcome[name][index] for name in entry.outputs}
-            entry.future.set_result(Ran(own, len(batch), started - entry.queued, seconds))
+class _Rate:
+    """Images a second that all runners together get done, over the last runs; of the event loop alone."""
+
+    _KEPT = 0.95  # of what was known, at each run
+
+    def __init__(self) -> None:
+        self._images = 0.0
+        self._seconds = 0.0
+        self._last = 0.0
+
+    def add(self, images: int, since: float, now: float) -> None:
+        """A run ended. Time without work, between the last run's end and the first image's arrival, does not count."""
+        self._images = self._images * self._KEPT + images
+        self._seconds = self._seconds * self._KEPT + max(now - max(self._last, since), 0.0)
+        self._last = max(self._last, now)
+
+    def seconds_for(self, images: int) -> int:
+        """Until so many are done, in whole seconds from 1 to 60; 1 where nothing is known."""
+        if not self._images or not self._seconds:
+            return 1
+        return min(max(math.ceil(images * self._seconds / self._images), 1), 60)
+
+
+def _same(runner: Runner) -> Runner:
+    return runner
+
+
+def _refuse(entries: Sequence[_Entry[Any]], error: SaccadeError) -> None:
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(error)

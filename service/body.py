@@ -1,12 +1,13 @@
 """The body of a request -> the bytes of its picture: raw, multipart or JSON. Limits hold while the body arrives."""
 
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import orjson
-from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from saccade.decode import decode_base64
 from saccade.errors import BodyTooLarge, InvalidImage, InvalidParameter, NotAcceptable, UnsupportedMediaType
@@ -29,40 +30,50 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def read_picture(request: Request, max_bytes: int) -> Callable[[], bytes]:
+async def read_picture(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> Callable[[], bytes]:
     """Reads the body; what it gives turns it into the picture's bytes and may be called in another thread.
 
-    Raises UnsupportedMediaType, BodyTooLarge, InvalidImage; the function raises InvalidImage and InvalidParameter.
+    Raises UnsupportedMediaType, BodyTooLarge, InvalidImage, ClientDisconnect; the function raises InvalidImage and
+    InvalidParameter.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").lower()
+    content_type = headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    encoding = headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding {encoding[:80]!r} is not supported: send the picture as it is")
     if media_type in ("", _CURL) or media_type.startswith("image/") or media_type in RAW:
-        body = await read_body(request, max_bytes)
+        body = await read_body(headers, receive, max_bytes)
         return lambda: body
     if media_type == JSON:
-        body = await read_body(request, max_bytes)
+        body = await read_body(headers, receive, max_bytes)
         return lambda: _from_json(body)
     if media_type == MULTIPART:
-        body = await read_body(request, max_bytes)
-        picture = await _from_multipart(request, body)
+        body = await read_body(headers, receive, max_bytes)
+        picture = await _from_multipart(content_type, body)
         return lambda: picture
     known = ", ".join((*RAW, MULTIPART, JSON))
     raise UnsupportedMediaType(f"Content-Type {media_type[:80]!r} is not supported; there are {known}")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, refused as soon as it is known to be over the limit. Raises BodyTooLarge."""
-    declared = request.headers.get("content-length", "")
+async def read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
+    """The whole body, refused as soon as it is known to be over the limit. Raises BodyTooLarge, ClientDisconnect."""
+    declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; the limit is {max_bytes}")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise BodyTooLarge(f"the body has at least {len(body)} bytes; the limit is {max_bytes}")
-    return bytes(body)
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            raise BodyTooLarge(f"the body has at least {size} bytes; the limit is {max_bytes}")
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def check_accept(accept: str | None) -> None:
@@ -87,12 +98,14 @@ def _from_json(body: bytes) -> bytes:
     return decode_base64(document[FIELD])
 
 
-async def _from_multipart(request: Request, body: bytes) -> bytes:
+async def _from_multipart(content_type: str, body: bytes) -> bytes:
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
-        parser = _InMemoryParser(request.headers, once(), max_files=1, max_fields=8, max_part_size=2**16)
+        parser = _InMemoryParser(
+            Headers({"content-type": content_type}), once(), max_files=1, max_fields=8, max_part_size=2**16
+        )
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         message = (

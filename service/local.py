@@ -3,15 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import open_bundle
 from service.classifier import Classifier
 from service.metrics import Metrics
+from service.plan import find_cpus
 from service.session import check_providers
 from service.settings import load_settings
+from service.workers import Workers
 
 
 def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
@@ -22,10 +23,13 @@ def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
 
     settings = load_settings()
     check_providers(settings.providers)
-    with ThreadPoolExecutor(1) as workers:
-        classifier = Classifier(open_bundle(folder), settings, workers, Metrics())
+    workers = Workers(1)
+    try:
+        classifier = Classifier(open_bundle(folder), settings, find_cpus(), workers, Metrics())
         try:
             body = asyncio.run(classifier.classify(receive, options, "local", time.monotonic()))
         finally:
             classifier.close()
+    finally:
+        workers.close()
     return Answer.model_validate_json(body)

@@ -1,6 +1,6 @@
 """Prometheus metrics with the prefix saccade_, in a collector registry of their own: nothing is global."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -8,7 +8,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from saccade.api import Plan
 from saccade.manifest import Manifest
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+if TYPE_CHECKING:
+    from service.batcher import Batcher
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+STEPS = ("receive", "decode", "queue", "run", "encode")
+"""Of an image. The body arriving; waiting for a worker and for a runner; the rest as named, postprocess in encode."""
 
 
 class Metrics:
@@ -18,41 +24,81 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("saccade_requests", "Requests answered", ["route", "status"], registry=registry)
         self._refusals = Counter("saccade_refusals", "Requests refused, by code", ["code"], registry=registry)
-        self._images = Counter("saccade_images", "Images classified", ["model"], registry=registry)
-        self._dropped = Counter(
-            "saccade_dropped_images", "Images dropped before they cost a run", ["model"], registry=registry
+        self.images = Counter("saccade_images", "Images classified", ["model"], registry=registry)
+        self.dropped = Counter(
+            "saccade_dropped_images",
+            "Images dropped before they cost a run: the caller left, or the deadline passed",
+            ["model", "reason"],
+            registry=registry,
         )
-        self._waiting = Gauge("saccade_queue_images", "Images accepted, not yet answered", ["model"], registry=registry)
-        self._batches = Histogram(
-            "saccade_batch_images", "Size of the batch in which an image ran", ["model"],
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry,
-        )  # fmt: skip
-        self._steps = Histogram(
+        self.hung = Counter("saccade_hung_runs", "Runs given up after run_timeout_s", ["model"], registry=registry)
+        self.admitted = Gauge(
+            "saccade_admitted_images", "Images accepted, not yet answered", ["model"], registry=registry
+        )
+        self.waiting = Gauge("saccade_queue_images", "Images decoded, not yet run", ["model"], registry=registry)
+        self.age = Gauge(
+            "saccade_queue_age_seconds", "Since the oldest image that waits to run came", ["model"], registry=registry
+        )
+        self.batches = Histogram(
+            "saccade_batch_images", "Images in a run", ["model"], buckets=_SIZES, registry=registry
+        )
+        self.runs = Histogram("saccade_run_seconds", "Time of a run", ["model"], buckets=_SECONDS, registry=registry)
+        self.steps = Histogram(
             "saccade_step_seconds", "Time of an image in each step", ["model", "step"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self._plans = Info("saccade_model", "How a model is run", ["model"], registry=registry)
+        self.plans = Info("saccade_model", "How a model is run", ["model"], registry=registry)
+        self._children: dict[tuple[str, int], Counter] = {}
 
-    def add_model(self, manifest: Manifest, plan: Plan, waiting: Callable[[], int]) -> None:
-        self._waiting.labels(manifest.id).set_function(waiting)
-        self._plans.labels(manifest.id).info({name: str(value) for name, value in plan.model_dump().items()})
-
-    def dropped(self, manifest: Manifest) -> Callable[[], None]:
-        """What counts an image whose caller left or whose deadline passed before it ran."""
-        return self._dropped.labels(manifest.id).inc
-
-    def observe(self, manifest: Manifest, decode: float, queue: float, run: float, batch_size: int) -> None:
-        """One image; times in seconds."""
-        self._images.labels(manifest.id).inc()
-        self._batches.labels(manifest.id).observe(batch_size)
-        for step, seconds in (("decode", decode), ("queue", queue), ("run", run)):
-            self._steps.labels(manifest.id, step).observe(seconds)
+    def model(self, manifest: Manifest) -> "ModelMetrics":
+        return ModelMetrics(self, manifest.id)
 
     def request(self, route: str, status: int) -> None:
-        self._requests.labels(route, str(status)).inc()
+        child = self._children.get((route, status))
+        if child is None:
+            child = self._children[route, status] = self._requests.labels(route, str(status))
+        child.inc()
 
     def refusal(self, code: str) -> None:
         self._refusals.labels(code).inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class ModelMetrics:
+    """Those of one model; series are looked up once, since to find one costs more than to count."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._images = metrics.images.labels(model)
+        self._dropped = {reason: metrics.dropped.labels(model, reason) for reason in ("left", "late")}
+        self._hung = metrics.hung.labels(model)
+        self._batches = metrics.batches.labels(model)
+        self._runs = metrics.runs.labels(model)
+        self._steps = [metrics.steps.labels(model, step) for step in STEPS]
+
+    def serves(self, plan: Plan, batcher: "Batcher[Any]") -> None:
+        """Shows the plan, and the queue whenever somebody looks."""
+        metrics, model = self._metrics, self._model
+        metrics.plans.labels(model).info({name: str(value) for name, value in plan.model_dump().items()})
+        metrics.admitted.labels(model).set_function(lambda: batcher.admitted)
+        metrics.waiting.labels(model).set_function(lambda: batcher.waiting)
+        metrics.age.labels(model).set_function(lambda: batcher.age)
+
+    def image(self, *seconds: float) -> None:
+        """One image that was answered; its seconds in each of `STEPS`."""
+        self._images.inc()
+        for step, value in zip(self._steps, seconds, strict=True):
+            step.observe(value)
+
+    def ran(self, size: int, seconds: float) -> None:
+        self._batches.observe(size)
+        self._runs.observe(seconds)
+
+    def dropped(self, reason: Literal["left", "late"]) -> None:
+        self._dropped[reason].inc()
+
+    def hung(self) -> None:
+        self._hung.inc()

@@ -1,7 +1,9 @@
 """The routes, each a few lines; and what OpenAPI says of them, made from the types they really use."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -14,7 +16,8 @@ from service.body import FIELD, JSON, MULTIPART, RAW, check_accept, read_picture
 from service.classifier import Classifier
 from service.encode import to_json
 from service.errors import STATUS
-from service.presence import presence
+from service.plain import Plain
+from service.presence import Presence
 
 _MEANING = {status: [] for status in sorted(set(STATUS.values()))}  # type: dict[int, list[str]]
 for _error, _status in STATUS.items():
@@ -76,7 +79,8 @@ _MODEL = {
     ]
 }
 
-router = APIRouter()
+
+router = APIRouter(route_class=Plain)
 
 
 @router.post(
@@ -86,20 +90,27 @@ router = APIRouter()
     openapi_extra=_CLASSIFY,
 )
 async def classify(request: Request) -> Response:
-    check_accept(request.headers.get("accept"))
-    async with request.app.state.service.work() as registry:
-        options = ClassifyOptions.from_query(request.query_params.multi_items())
+    scope = request.scope
+    state = scope["state"]
+    service = scope["app"].state.service
+    headers = state["headers"]
+    check_accept(headers.get("accept"))
+    with service.work() as registry, Presence(request.receive) as presence:
+        options = _options(scope["query_string"])
         classifier: Classifier = registry.get(options.model)
-        limit = request.app.state.service.settings.max_body_bytes
-        async with presence(request) as watch:
 
-            async def receive() -> Callable[[], bytes]:
-                read = await read_picture(request, limit)
-                watch()
-                return read
+        async def receive() -> Callable[[], bytes]:
+            read = await read_picture(headers, request.receive, service.settings.max_body_bytes)
+            presence.watch()
+            return read
 
-            body = await classifier.classify(receive, options, request.state.request_id, request.state.received)
+        body = await classifier.classify(receive, options, state["request_id"], state["received"])
     return Response(body, media_type=JSON)
+
+
+@functools.lru_cache(1024)  # a caller asks for the same thing of many pictures
+def _options(query: bytes) -> ClassifyOptions:
+    return ClassifyOptions.from_query(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 
 @router.get("/v1/models", summary="What is served", responses={200: {"model": api.ModelList}, **_errors(503)})
@@ -130,11 +141,12 @@ async def model(request: Request) -> Response:
 
 @router.get(
     "/v2/health/live",
-    summary="200 while the process runs",
-    responses={200: {"description": "alive"}},
+    summary="200 while the process can do its work",
+    responses={200: {"description": "alive"}, 503: {"model": api.Error, "description": "not_ready"}},
     openapi_extra={"security": []},
 )
-async def live() -> Response:
+async def live(request: Request) -> Response:
+    request.app.state.service.alive()
     return Response(to_json({"live": True}), media_type=JSON)
 
 
@@ -182,7 +194,7 @@ SECURITY = {
 
 
 def add_routes(app: FastAPI) -> None:
-    app.include_router(router)
+    app.router.routes.extend(router.routes)  # include_router would match each request twice
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

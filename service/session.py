@@ -31,15 +31,18 @@ def check_providers(wanted: Sequence[str]) -> None:
 class OnnxRunner:
     """One session. `run` is called by one thread at a time."""
 
-    def __init__(self, bundle: Bundle, providers: Sequence[str], threads: int, head: Head | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, providers: Sequence[str], threads: int, spinning: bool = False, head: Head | None = None
+    ) -> None:
         """Opens the session, holds it to the manifest and to golden.npz. Raises BundleError, SettingsError."""
         self._manifest = bundle.manifest
+        self._options = onnxruntime.RunOptions()
         self._shapes = _output_shapes(bundle.manifest, head)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         if _CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -55,8 +58,12 @@ class OnnxRunner:
 
     def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
         """(n, 3, H, W) -> the outputs named, each with n first. Lets go of the GIL."""
-        values = self._session.run(list(outputs), {"pixel_values": pixels})
+        values = self._session.run(list(outputs), {"pixel_values": pixels}, self._options)
         return dict(zip(outputs, values, strict=True))
+
+    def stop(self) -> None:
+        """Asks a run that goes on in another thread to end at its next node; every later run fails at once."""
+        self._options.terminate = True
 
     def _run_golden(self, pixels: Floats) -> dict[str, Floats]:
         """All outputs, in the shapes that the manifest says: a graph may leave its dimensions open."""

@@ -4,7 +4,6 @@ Read from the environment with the prefix SACCADE_; docs/settings.md shows the s
 """
 
 import ipaddress
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +32,17 @@ class Settings(BaseSettings):
     intra_op_threads: int = Field(
         0, ge=0, le=1024, description="Threads of one session; 0 shares the CPUs of this process among the instances"
     )
+    spinning: bool = Field(
+        False, description="Threads of a session spin while they wait: for a machine on which nothing else runs"
+    )
     max_batch: int = Field(
         16, ge=1, le=1024, description="Most images in one run; more is faster and needs more memory"
+    )
+    max_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        le=10_000,
+        description="Longest that a free session waits for company; 0 runs at once what came while the last batch ran",
     )
     queue_images: int = Field(
         256,
@@ -44,6 +52,12 @@ class Settings(BaseSettings):
     )
     timeout_ms: int = Field(
         10_000, ge=1, le=3_600_000, description="Deadline of a request that names none; past it, 504"
+    )
+    run_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Longest that one run may take; then its callers get 500 and a new session takes over",
     )
     decode_threads: int = Field(0, ge=0, le=1024, description="Threads that decode pictures; 0 means one a CPU")
     max_body_bytes: int = Field(
@@ -81,17 +95,6 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @property
-    def cpus(self) -> int:
-        """CPUs that this process may use."""
-        if hasattr(os, "sched_getaffinity"):  # Linux; it sees a cpuset
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-
-    @property
-    def threads_a_session(self) -> int:
-        return self.intra_op_threads or max(1, self.cpus // self.instances)
 
     @property
     def loopback(self) -> bool:

@@ -76,6 +76,15 @@ def models(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.fixture
+def small(models: Path, tmp_path: Path) -> Path:
+    """A models folder with one model alone: a process starts quickly on it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "tiny-resnet").symlink_to(models / "tiny-resnet")
+    return folder
+
+
 @pytest.fixture(scope="session", params=NETS)
 def bundle(request: pytest.FixtureRequest, models: Path) -> Bundle:
     """Each of the bundles in turn."""
@@ -113,13 +122,17 @@ def _one_thread() -> None:
 
 
 class Server:
-    """`python -m service` as a process of its own, on a free port of the loopback."""
+    """`python -m service` as a process of its own, on a free port of the loopback; or what `code` makes of it."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, code: str | None = None, /, **settings: Any) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SACCADE_")}
         environment |= {f"SACCADE_{name.upper()}": str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, *(["-m", "service"] if code is None else ["-c", code])],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         self.log = ""
         self.url = self._wait_for_ready()
@@ -131,7 +144,17 @@ class Server:
             found = re.search(r"ready on (http://\S+)", json.loads(line)["message"]) if line.startswith("{") else None
             if found:
                 return found[1]
+        self.process.stderr.close()
         raise RuntimeError(f"the service ended with {self.process.wait()}: {self.log}")
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A test that failed leaves no process behind."""
+        if self.process.returncode is None:
+            self.process.kill()
+            self.stop()
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""

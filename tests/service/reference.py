@@ -1,26 +1,33 @@
 """What the tests of the service stand on: pictures, the eager net's own numbers, formulas retyped, and fake runners."""
 
+import asyncio
 import base64
 import io
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
+import onnx
 import onnxruntime
 import torch
+import uvicorn
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image
-from starlette.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from export.verify import rebuild
 from saccade.bundle import Bundle, open_bundle, update_bundle
 from saccade.decode import decode
 from saccade.preprocess import preprocess
-from service.batcher import Batcher
-from service.classifier import Classifier
+from service.app import Service, create_app_for
+from service.batcher import Batcher, Runner
+from service.settings import Settings
 
 Floats = NDArray[np.float32]
 NAMES = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-resnet")
@@ -146,7 +153,7 @@ class Gated(Real):
 
     def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
         self.began.release()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(60)
         return super().run(pixels, outputs)
 
 
@@ -162,13 +169,123 @@ class Changed(Real):
 
 
 def put_runner(
-    client: TestClient, runner: Any, model: str = "tiny-cct", max_batch: int = 16, capacity: int = 64
-) -> Batcher:
-    """Lets `runner` do the work of `model` from here on."""
-    classifier: Classifier = client.app.state.service.registry().get(model)  # type: ignore[attr-defined]
-    classifier.batcher.close()
-    classifier.batcher = Batcher([runner], max_batch=max_batch, capacity=capacity)
+    service: Service,
+    *runners: Runner,
+    model: str = "tiny-cct",
+    replace: Callable[[Runner], Runner] | None = None,
+    **plan: Any,
+) -> Batcher[Any]:
+    """Lets `runners` do the work of `model` from here on, by the plan with these changes."""
+    classifier = service.registry().get(model)
+    classifier.close()
+    classifier.plan = classifier.plan.model_copy(update=plan)
+    classifier.start(runners, replace)
     return classifier.batcher
+
+
+class Scene:
+    """The service on a real socket, by uvicorn in a thread, with `runners` doing the work of one model."""
+
+    def __init__(
+        self,
+        models: Path,
+        *runners: Runner,
+        model: str = "tiny-cct",
+        replace: Callable[[Runner], Runner] | None = None,
+        **plan: Any,
+    ) -> None:
+        self.model = model
+        self.service = Service(Settings(models=models, default_model=model))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(create_app_for(self.service), lifespan="off", log_config=None, access_log=False)
+        self.server = uvicorn.Server(config)
+        loaded = threading.Event()
+
+        async def run() -> None:
+            await self.service.load()
+            put_runner(self.service, *runners, model=model, replace=replace, **plan)
+            loaded.set()
+            await self.server.serve(sockets=[self.listener])
+            await asyncio.to_thread(self.service.close)
+
+        self.thread = threading.Thread(target=lambda: asyncio.run(run()))
+        self.thread.start()
+        assert loaded.wait(60)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path)
+
+    def post(self, body: bytes = PNG, /, **query: Any) -> httpx.Response:
+        """Of POST /v1/classify, whatever it is."""
+        return self.client.post("/v1/classify", params=query, content=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of the model's, as /metrics shows it now: each look is a turn of the service's loop."""
+        wanted = {"model": f"{self.model}@1", **labels}
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        (value,) = [one.value for family in families for one in family.samples if one.name == name
+                    and one.labels == wanted]  # fmt: skip
+        return value
+
+    def until(self, name: str, value: float) -> None:
+        """Looks at /metrics until it says so."""
+        for _ in range(3000):
+            if self.metric(name) == value:
+                return
+        raise AssertionError(f"{name} is {self.metric(name)}, not {value}")
+
+    def stop(self) -> None:
+        """Runners that wait must be told to go on before."""
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join()
+
+
+def hanging_bundle(models: Path, folder: Path) -> Bundle:
+    """A copy of tiny-resnet whose graph never ends on a picture of one colour: a real run of the engine that hangs."""
+    bundle = copy_bundle(models, "tiny-resnet", folder)
+    model = onnx.load(bundle.graph, load_external_data=False)
+    (last,) = [node for node in model.graph.node if "logits" in node.output]
+    last.output[0] = "honest_logits"
+    more = helper.make_node("Add", ["turns", "one"], ["turns_after"])
+    again = helper.make_node("Identity", ["go_on"], ["go_on_after"])
+    body = helper.make_graph(
+        [helper.make_node("Constant", [], ["one"], value_float=1.0), more, again],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn_index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turns", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_after", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turns_after", TensorProto.FLOAT, []),
+        ],
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["pixels_of_a_channel"], value_ints=[0, 2, 3]),
+            helper.make_node("ReduceMax", ["pixel_values", "pixels_of_a_channel"], ["brightest"], keepdims=0),
+            helper.make_node("ReduceMin", ["pixel_values", "pixels_of_a_channel"], ["darkest"], keepdims=0),
+            helper.make_node("Equal", ["brightest", "darkest"], ["even"]),
+            helper.make_node("Cast", ["even"], ["even_number"], to=TensorProto.INT64),
+            helper.make_node("ReduceMin", ["even_number"], ["one_colour"], keepdims=0),
+            helper.make_node("Constant", [], ["for_ever"], value_int=2**60),
+            helper.make_node("Mul", ["one_colour", "for_ever"], ["most_turns"]),
+            helper.make_node("Constant", [], ["nothing"], value_float=0.0),
+            helper.make_node("Loop", ["most_turns", "", "nothing"], ["waste"], body=body),
+            helper.make_node("Add", ["honest_logits", "waste"], ["logits"]),
+        ]
+    )
+    update_bundle(bundle, {}, {"model.onnx": model.SerializeToString()})
+    return open_bundle(bundle.folder)
+
+
+BLACK = encoded(Image.new("RGB", (20, 20)))
+"""On which the graph of `hanging_bundle` never ends."""
 
 
 def ask(client: Any, body: bytes = PNG, /, **query: Any) -> dict[str, Any]:

@@ -1,19 +1,26 @@
-"""The batcher, on runners that wait, fail and count; no engine and no clock."""
+"""The batcher, on runners that wait, fail, hang and count; no engine."""
 
 import asyncio
+import itertools
+import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 
-from saccade.errors import DeadlineExceeded, InferenceFailed, Overloaded
-from service.batcher import Batcher, Floats, Ran, Runner
+from saccade.errors import DeadlineExceeded, InferenceFailed, InvalidImage, Overloaded
+from service.batcher import RUNNER, Batcher, Floats, Ran, Runner, _Rate
+from service.workers import Workers
 
 LATER = time.monotonic() + 3600
 NOW = time.monotonic() - 1
+SHORT = 0.25
+"""Seconds after which a run counts as hung here: long for a fake that does not wait, short for who waits for it."""
 
 
 class Echo:
@@ -40,23 +47,59 @@ class Echo:
         return {name: rows[:, 0, 0, :1] + np.float32(len(name)) for name in outputs}
 
 
-def image(number: float) -> Floats:
-    return np.full((3, 2, 2), number, np.float32)
+class Picture(NamedTuple):
+    pixels: Floats
+
+
+def image(number: float) -> Picture:
+    return Picture(np.full((3, 2, 2), number, np.float32))
+
+
+class Counts:
+    """A meter that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.sizes: list[int] = []
+        self.seconds: list[float] = []
+        self.hangs = 0
+
+    def dropped(self, reason: Literal["left", "late"]) -> None:
+        self.reasons.append(reason)
+
+    def ran(self, size: int, seconds: float) -> None:
+        self.sizes.append(size)
+        self.seconds.append(seconds)
+
+    def hung(self) -> None:
+        self.hangs += 1
 
 
 @contextmanager
 def batching(
-    *runners: Runner, max_batch: int = 4, capacity: int = 100, on_drop: Callable[[], None] = lambda: None
-) -> Iterator[Batcher]:
-    batcher = Batcher(runners, max_batch=max_batch, capacity=capacity, on_drop=on_drop)
+    *runners: Runner,
+    workers: int = 1,
+    meter: Counts | None = None,
+    max_batch: int = 4,
+    capacity: int = 100,
+    **options: Any,
+) -> Iterator[Batcher[Picture]]:
+    """With one worker, so that pictures are decoded in the order they come."""
+    threads = Workers(workers)
+    batcher: Batcher[Picture] = Batcher(
+        runners, threads, meter or Counts(), max_batch=max_batch, capacity=capacity, **options
+    )
     try:
         yield batcher
     finally:
         batcher.close()
+        threads.close()
 
 
-def submit(batcher: Batcher, number: float, *outputs: str, deadline: float = LATER) -> "asyncio.Task[Ran]":
-    return asyncio.create_task(batcher.run(image(number), outputs or ("logits",), deadline))
+def submit(
+    batcher: Batcher[Picture], number: float, *outputs: str, deadline: float = LATER
+) -> "asyncio.Task[Ran[Picture]]":
+    return asyncio.create_task(batcher.run(lambda: image(number), outputs or ("logits",), deadline))
 
 
 async def reached(runner: Echo) -> None:
@@ -64,9 +107,21 @@ async def reached(runner: Echo) -> None:
     assert await asyncio.to_thread(runner.began.acquire, timeout=30)
 
 
-async def queued() -> None:
-    """Lets the tasks made so far put themselves into the queue."""
-    await asyncio.sleep(0)
+async def until(condition: Callable[[], bool]) -> None:
+    """Looks at it at each turn of the loop."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # what is looked at has no event
+            await asyncio.sleep(0)
+
+
+async def queued(batcher: Batcher[Picture], count: int) -> None:
+    """Waits until so many are decoded and wait for a runner."""
+    await until(lambda: batcher.waiting == count)
+
+
+def number_of(answer: Ran[Picture]) -> float:
+    """Which picture it is that `Echo` answered."""
+    return float(answer.outputs["logits"].item()) - len("logits")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +137,7 @@ def test_a_batch_is_what_came_while_the_last_one_ran(count: int, max_batch: int,
             tasks = [submit(batcher, 0)]
             await reached(runner)
             tasks += [submit(batcher, number) for number in range(1, count + 1)]
-            await queued()
+            await queued(batcher, count)
             runner.gate.set()
             answers = await asyncio.gather(*tasks)
         assert [len(batch) for batch in runner.batches] == sizes
@@ -130,9 +185,10 @@ def test_admission_is_tried_and_never_exceeded() -> None:
         with batching(Echo(), capacity=10) as batcher:
             for _ in range(3):  # places come back
                 seen: list[int] = []
+                refusals.clear()
                 leave = asyncio.Event()
                 tasks = [asyncio.create_task(one(batcher, seen, leave)) for _ in range(50)]
-                await queued()
+                await until(lambda seen=seen: len(seen) + len(refusals) == 50)
                 leave.set()
                 assert sum(await asyncio.gather(*tasks)) == 10
                 assert max(seen) == 10
@@ -162,7 +218,7 @@ def test_every_member_of_a_failed_batch_is_told_its_size_and_the_kind_of_error()
             first = submit(batcher, 0)
             await reached(runner)
             members = [submit(batcher, number) for number in (1, 2, 3)]
-            await queued()
+            await queued(batcher, 3)
             runner.failures = [ValueError("no"), ValueError("no")]
             runner.gate.set()
             results = await asyncio.gather(first, *members, return_exceptions=True)
@@ -173,29 +229,74 @@ def test_every_member_of_a_failed_batch_is_told_its_size_and_the_kind_of_error()
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("spare", ["cancelled", "late"])
-def test_who_left_or_is_late_never_costs_a_run_and_is_counted(spare: str) -> None:
-    """Work of a caller who went away is dropped before it reaches the engine."""
+# --- those who left or are late
+
+
+@pytest.mark.parametrize("why", ["left", "late"])
+def test_who_left_or_is_late_while_waiting_for_a_worker_is_not_even_decoded(
+    why: Literal["left", "late"],
+) -> None:
+    """The cheapest work is what nobody needs: dropped before it is decoded, and counted by its reason."""
 
     async def scene() -> None:
-        runner = Echo(shut=True)
-        dropped: list[int] = []
-        with batching(runner, on_drop=lambda: dropped.append(1)) as batcher:
-            first = submit(batcher, 0)
-            await reached(runner)
-            gone = [submit(batcher, number, deadline=NOW if spare == "late" else LATER) for number in (1, 2)]
-            stays = submit(batcher, 3)
-            await queued()
-            if spare == "cancelled":
+        runner, meter, decoded, go_on = Echo(), Counts(), [], threading.Event()
+
+        def decode(number: int) -> Picture:
+            decoded.append(number)
+            return image(number)
+
+        def slow() -> Picture:
+            assert go_on.wait(30)
+            return decode(0)
+
+        with batching(runner, meter=meter) as batcher:
+            first = asyncio.create_task(batcher.run(slow, ("logits",), LATER))
+            late = NOW if why == "late" else LATER
+            gone = [asyncio.create_task(batcher.run(lambda n=n: decode(n), ("logits",), late)) for n in (1, 2)]
+            stays = asyncio.create_task(batcher.run(lambda: decode(3), ("logits",), LATER))
+            await asyncio.sleep(0)  # all are with the workers now
+            if why == "left":
                 for task in gone:
                     task.cancel()
                 await asyncio.gather(*gone, return_exceptions=True)
+            go_on.set()
+            assert [number_of(await task) for task in (first, stays)] == [0, 3]
+            ends = await asyncio.gather(*gone, return_exceptions=True)
+        assert {type(end) for end in ends} == {DeadlineExceeded if why == "late" else asyncio.CancelledError}
+        assert decoded == [0, 3]
+        assert meter.reasons == [why, why]
+        assert [number for batch in runner.batches for number in batch] == [0, 3]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("why", ["left", "late"])
+def test_who_left_or_is_late_while_waiting_for_a_runner_never_costs_a_run(why: Literal["left", "late"]) -> None:
+    """Work of a caller who went away is dropped before it reaches the engine, and counted by its reason."""
+
+    async def scene() -> None:
+        runner, meter = Echo(shut=True), Counts()
+        with batching(runner, meter=meter) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            soon = time.monotonic() + (0.5 if why == "late" else 3600)
+            gone = [submit(batcher, number, deadline=soon) for number in (1, 2)]
+            stays = submit(batcher, 3)
+            await queued(batcher, 3)
+            assert meter.reasons == []
+            if why == "left":
+                for task in gone:
+                    task.cancel()
+                await asyncio.gather(*gone, return_exceptions=True)
+            else:
+                await until(lambda: time.monotonic() > soon)
             runner.gate.set()
             assert (await first).batch_size == (await stays).batch_size == 1
-            assert runner.batches == [[0], [3]]
-            assert len(dropped) == 2
             ends = await asyncio.gather(*gone, return_exceptions=True)
-            assert {type(end) for end in ends} == {DeadlineExceeded if spare == "late" else asyncio.CancelledError}
+        assert {type(end) for end in ends} == {DeadlineExceeded if why == "late" else asyncio.CancelledError}
+        assert runner.batches == [[0], [3]]
+        assert meter.reasons == [why, why]
+        assert meter.sizes == [1, 1]
 
     asyncio.run(scene())
 
@@ -209,7 +310,7 @@ def test_who_leaves_while_his_batch_runs_does_not_disturb_the_others() -> None:
             leaves = submit(batcher, 0)
             await reached(runner)
             stays = submit(batcher, 1)
-            await queued()
+            await queued(batcher, 1)
             leaves.cancel()
             runner.gate.set()
             assert (await stays).outputs["logits"].item() == 7
@@ -223,20 +324,20 @@ def test_closing_answers_those_who_wait_and_those_who_come() -> None:
 
     async def scene() -> None:
         runner = Echo(shut=True)
-        batcher = Batcher([runner], max_batch=1, capacity=10)
-        running = submit(batcher, 0)
-        await reached(runner)
-        waiting = [submit(batcher, number) for number in (1, 2)]
-        await queued()
-        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
-        for task in waiting:
+        with batching(runner, max_batch=1) as batcher:
+            running = submit(batcher, 0)
+            await reached(runner)
+            waiting = [submit(batcher, number) for number in (1, 2)]
+            await queued(batcher, 2)
+            closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+            for task in waiting:
+                with pytest.raises(InferenceFailed, match="stopped"):
+                    await task
+            runner.gate.set()
+            assert number_of(await running) == 0
+            await closing
             with pytest.raises(InferenceFailed, match="stopped"):
-                await task
-        runner.gate.set()
-        assert (await running).outputs["logits"].item() == 6
-        await closing
-        with pytest.raises(InferenceFailed, match="stopped"):
-            await submit(batcher, 3)
+                await submit(batcher, 3)
         assert runner.batches == [[0]]
 
     asyncio.run(scene())
@@ -245,23 +346,23 @@ def test_closing_answers_those_who_wait_and_those_who_come() -> None:
 def test_closing_after_the_event_loop_has_gone_ends_cleanly() -> None:
     """The command line's loop is over before its engine is closed."""
     runner = Echo(shut=True)
-    batcher = Batcher([runner], max_batch=1, capacity=10)
 
-    async def scene() -> None:
+    async def scene(batcher: Batcher[Picture]) -> None:
         tasks = [submit(batcher, 0)]
         await reached(runner)
         tasks.append(submit(batcher, 1))
-        await queued()
+        await queued(batcher, 1)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(scene())
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    runner.gate.set()
-    closing.join(30)
-    assert not closing.is_alive()
+    with batching(runner, max_batch=1) as batcher:
+        asyncio.run(scene(batcher))
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        runner.gate.set()
+        closing.join(30)
+        assert not closing.is_alive()
     assert runner.batches == [[0]]
 
 
@@ -276,7 +377,7 @@ def test_a_run_that_gives_too_few_rows_is_a_failure(rows: int) -> None:
             first = submit(batcher, 0)
             await reached(runner)
             others = [submit(batcher, number) for number in (1, 2, 3)]
-            await queued()
+            await queued(batcher, 3)
             runner.gate.set()
             for task in (first, *others):
                 with pytest.raises(InferenceFailed, match="ValueError"):
@@ -311,7 +412,7 @@ def test_only_what_some_member_wants_is_asked_for_and_each_gets_his_own() -> Non
             await reached(runner)
             wishes = [("logits",), ("logits", "rollout"), ("logits", "attention_01"), ("logits", "rollout")]
             tasks = [submit(batcher, number, *wish) for number, wish in enumerate(wishes, 1)]
-            await queued()
+            await queued(batcher, 4)
             runner.gate.set()
             await first
             answers = await asyncio.gather(*tasks)
@@ -330,7 +431,7 @@ def test_many_at_once_are_all_answered_with_their_own() -> None:
 
     async def scene() -> None:
         runners = [Echo() for _ in range(3)]
-        with batching(*runners, max_batch=16, capacity=2000) as batcher:
+        with batching(*runners, workers=3, max_batch=16, capacity=2000) as batcher:
             answers = await asyncio.gather(*(submit(batcher, number) for number in range(1000)))
         assert [answer.outputs["logits"].item() for answer in answers] == [n + 6 for n in range(1000)]
         assert max(len(batch) for runner in runners for batch in runner.batches) <= 16
@@ -362,3 +463,536 @@ def test_a_second_event_loop_is_refused() -> None:
         asyncio.run(once())
         with pytest.raises(RuntimeError, match="one event loop"):
             asyncio.run(once())
+
+
+# --- decoding
+
+
+def test_a_picture_that_cannot_be_decoded_is_told_to_its_caller_alone() -> None:
+    """Decode's own refusal reaches him unchanged; neighbours are answered, and nothing is counted as dropped."""
+
+    def broken() -> Picture:
+        raise InvalidImage("this one is damaged")
+
+    async def scene() -> None:
+        runner, meter = Echo(), Counts()
+        with batching(runner, meter=meter) as batcher:
+            before = submit(batcher, 1)
+            spoiled = asyncio.create_task(batcher.run(broken, ("logits",), LATER))
+            after = submit(batcher, 2)
+            with pytest.raises(InvalidImage, match=r"^this one is damaged$"):
+                await spoiled
+            assert [number_of(await task) for task in (before, after)] == [1, 2]
+        assert sum(meter.sizes) == 2
+        assert meter.reasons == []
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("secret"), MemoryError(), SystemExit("no"), KeyboardInterrupt()])
+def test_what_nobody_foresaw_in_decoding_is_a_failure_and_the_worker_lives_on(error: BaseException) -> None:
+    """The one worker decodes the next picture; the sentence names the kind of error and nothing of its inside."""
+
+    def broken() -> Picture:
+        raise error
+
+    async def scene() -> None:
+        with batching(Echo()) as batcher:
+            for number in (1, 2):
+                with pytest.raises(InferenceFailed) as caught:
+                    await batcher.run(broken, ("logits",), LATER)
+                assert str(caught.value) == f"decoding failed: {type(error).__name__}"
+                assert number_of(await submit(batcher, number)) == number
+
+    asyncio.run(scene())
+
+
+def test_pictures_are_decoded_while_a_batch_runs_and_by_several_workers_at_once() -> None:
+    """The engine does not wait for decoders, nor one picture for another's decoding."""
+
+    async def scene() -> None:
+        runner, both = Echo(shut=True), threading.Barrier(2)
+
+        def meet(number: float) -> Picture:
+            both.wait(30)  # passes only if two are decoded at once
+            return image(number)
+
+        with batching(runner, workers=2) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            tasks = [asyncio.create_task(batcher.run(lambda n=n: meet(n), ("logits",), LATER)) for n in (1, 2)]
+            await queued(batcher, 2)
+            runner.gate.set()
+            assert [number_of(await task) for task in (first, *tasks)] == [0, 1, 2]
+
+    asyncio.run(scene())
+
+
+def test_an_answer_has_the_picture_that_was_decoded_and_its_times() -> None:
+    """What decoding found (its size, what was seen) comes back with the outputs; no time is negative."""
+
+    async def scene() -> None:
+        picture = image(5)
+        with batching(Echo()) as batcher:
+            answer = await batcher.run(lambda: picture, ("logits",), LATER)
+        assert answer.picture is picture
+        assert min(answer.decode_s, answer.queue_s, answer.run_s) >= 0
+
+    asyncio.run(scene())
+
+
+# --- waiting for company
+
+
+def test_with_max_wait_a_batch_waits_until_it_is_full_and_then_goes_at_once() -> None:
+    """An hour's wait ends with the last member: nobody waits for a timer once the batch is full."""
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, max_batch=3, max_wait_s=3600) as batcher:
+            tasks = [submit(batcher, number) for number in (0, 1)]
+            await queued(batcher, 2)
+            assert runner.batches == []
+            tasks.append(submit(batcher, 2))
+            answers = await asyncio.gather(*tasks)
+            assert runner.batches == [[0, 1, 2]]
+            assert [answer.batch_size for answer in answers] == [3, 3, 3]
+            more = [submit(batcher, number) for number in range(6)]
+            await asyncio.gather(*more)
+        assert list(map(len, runner.batches)) == [3, 3, 3]
+
+    asyncio.run(scene())
+
+
+def test_with_max_wait_whoever_stays_alone_is_run_after_it() -> None:
+    """Company is waited for, and not needed."""
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, max_batch=3, max_wait_s=0.01) as batcher:
+            assert (await submit(batcher, 7)).batch_size == 1
+        assert runner.batches == [[7]]
+
+    asyncio.run(scene())
+
+
+def test_without_max_wait_a_free_runner_takes_what_is_there_at_once() -> None:
+    """The default costs a lonely caller nothing, however large a batch may be."""
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, max_batch=1000, max_wait_s=0.0) as batcher:
+            for number in range(3):
+                assert (await submit(batcher, number)).batch_size == 1
+        assert runner.batches == [[0], [1], [2]]
+
+    asyncio.run(scene())
+
+
+def test_closing_does_not_wait_for_company() -> None:
+    """Who waits for it is answered at once, and the thread that waited ends: the process exits as after any other."""
+
+    async def scene() -> None:
+        runner = Echo()
+        before = set(threading.enumerate())
+        with batching(runner, max_batch=3, max_wait_s=3600, run_timeout_s=60) as batcher:
+            task = submit(batcher, 0)
+            await queued(batcher, 1)
+            (thread,) = [one for one in threading.enumerate() if one.name == RUNNER and one not in before]
+            await asyncio.to_thread(batcher.close)
+            with pytest.raises(InferenceFailed, match="stopped"):
+                await task
+            assert not thread.is_alive()
+        assert runner.batches == []
+
+    asyncio.run(scene())
+
+
+# --- runs that hang
+
+
+def test_every_member_of_a_run_that_hangs_is_told_after_how_long_and_a_new_runner_goes_on() -> None:
+    """`replace` gets the runner that hangs and gives the next; what came meanwhile waits for it and is answered."""
+
+    async def scene() -> None:
+        hangs, works, meter, given = Echo(shut=True), Echo(), Counts(), []
+
+        def replace(hung: Runner) -> Runner:
+            given.append(hung)
+            return works
+
+        options: dict[str, Any] = {"max_wait_s": 3600, "run_timeout_s": SHORT, "replace": replace}
+        with batching(hangs, meter=meter, max_batch=3, **options) as batcher:
+            members = [submit(batcher, number) for number in (0, 1, 2)]
+            await reached(hangs)
+            behind = [submit(batcher, number) for number in (3, 4, 5)]
+            ends = await asyncio.gather(*members, return_exceptions=True)
+            assert [type(end) for end in ends] == [InferenceFailed] * 3
+            assert [str(end) for end in ends] == [f"a run of 3 took longer than {SHORT} s"] * 3
+            assert [number_of(await task) for task in behind] == [3, 4, 5]
+            assert given == [hangs]
+            assert meter.hangs == 1
+            assert meter.sizes == [3]  # a run that hangs is none that ran
+            assert not batcher.broken
+            hangs.gate.set()
+        assert works.batches == [[3, 4, 5]]
+
+    asyncio.run(scene())
+
+
+def test_what_comes_back_too_late_from_a_run_that_hung_disturbs_nobody() -> None:
+    """Its members have their answer already, and its runner never gets another batch."""
+
+    class Noisy(Echo):
+        ended = threading.Event()
+
+        def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
+            try:
+                return super().run(pixels, outputs)
+            finally:
+                self.ended.set()
+
+    async def scene() -> None:
+        hangs, works, meter = Noisy(shut=True), Echo(), Counts()
+        with batching(hangs, meter=meter, run_timeout_s=SHORT, replace=lambda _: works) as batcher:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            works.gate.clear()
+            running = submit(batcher, 1)
+            await reached(works)
+            hangs.gate.set()  # while the next one runs
+            assert await asyncio.to_thread(hangs.ended.wait, 30)
+            works.gate.set()
+            assert number_of(await running) == 1
+            for number in range(2, 6):
+                assert number_of(await submit(batcher, number)) == number
+            assert meter.hangs == 1
+            assert meter.sizes == [1] * 5
+        assert hangs.batches == [[0]]
+
+    asyncio.run(scene())
+
+
+def test_while_a_new_runner_is_being_opened_the_engine_is_not_given_up() -> None:
+    """Whoever comes in that time waits for it: 500 and a failed liveness are for an engine that will not come back."""
+
+    async def scene() -> None:
+        hangs, works, opening, go_on = Echo(shut=True), Echo(), threading.Semaphore(0), threading.Event()
+
+        def replace(_: Runner) -> Runner:
+            opening.release()
+            assert go_on.wait(30)
+            return works
+
+        with batching(hangs, run_timeout_s=SHORT, replace=replace) as batcher:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            assert await asyncio.to_thread(opening.acquire, timeout=30)
+            assert not batcher.broken
+            task = submit(batcher, 1)
+            await queued(batcher, 1)
+            go_on.set()
+            assert number_of(await task) == 1
+            hangs.gate.set()
+
+    asyncio.run(scene())
+
+
+def test_not_even_for_a_moment_is_an_engine_broken_that_gets_a_new_runner() -> None:
+    """A liveness probe in the very moment in which a run is given up must not have the process killed."""
+
+    async def scene() -> None:
+        hangs, seen = Echo(shut=True), []
+
+        class Probe(Counts):
+            def hung(self) -> None:
+                seen.append(batcher.broken)
+
+        with batching(hangs, meter=Probe(), run_timeout_s=SHORT, replace=lambda _: Echo()) as batcher:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            hangs.gate.set()
+            await submit(batcher, 1)
+        assert seen == [False]
+
+    asyncio.run(scene())
+
+
+def test_without_a_replacement_callers_are_told_at_once_that_no_session_is_left() -> None:
+    """Those who wait, and those who come."""
+
+    async def scene() -> None:
+        hangs, meter = Echo(shut=True), Counts()
+        with batching(hangs, meter=meter, max_batch=1, run_timeout_s=SHORT) as batcher:
+            member = submit(batcher, 0)
+            await reached(hangs)
+            waiting = [submit(batcher, number) for number in (1, 2)]
+            await queued(batcher, 2)
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await member
+            for task in (*waiting, submit(batcher, 3)):
+                with pytest.raises(InferenceFailed, match="no session is left that works"):
+                    await task
+            assert batcher.broken
+            assert batcher.waiting == 0
+            assert meter.hangs == 1
+            hangs.gate.set()
+        assert hangs.batches == [[0]]
+
+    asyncio.run(scene())
+
+
+def test_after_the_fourth_run_that_hangs_no_session_is_opened_any_more() -> None:
+    """Each leaves a session and a thread behind: three times that is borne, then only a restart helps."""
+
+    async def scene() -> None:
+        runners, meter = [Echo(shut=True) for _ in range(10)], Counts()
+        more = iter(runners[1:])
+        with batching(runners[0], meter=meter, run_timeout_s=SHORT, replace=lambda _: next(more)) as batcher:
+            for number in range(4):
+                assert not batcher.broken
+                with pytest.raises(InferenceFailed, match="took longer"):
+                    await submit(batcher, number)
+            await until(lambda: batcher.broken)
+            with pytest.raises(InferenceFailed, match="no session is left that works"):
+                await submit(batcher, 4)
+            assert meter.hangs == 4
+            for runner in runners:
+                runner.gate.set()
+        assert [len(runner.batches) for runner in runners] == [1] * 4 + [0] * 6
+
+    asyncio.run(scene())
+
+
+def test_where_no_new_runner_can_be_opened_the_engine_is_given_up() -> None:
+    """A device that is gone does not come back by trying: those who wait are told."""
+
+    async def scene() -> None:
+        hangs, go_on = Echo(shut=True), threading.Event()
+
+        def replace(_: Runner) -> Runner:
+            assert go_on.wait(30)
+            raise RuntimeError("no device")
+
+        with batching(hangs, run_timeout_s=SHORT, replace=replace) as batcher:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            waits = submit(batcher, 1)
+            await queued(batcher, 1)
+            go_on.set()
+            for task in (waits, submit(batcher, 2)):
+                with pytest.raises(InferenceFailed, match="no session is left that works"):
+                    await task
+            assert batcher.broken
+            hangs.gate.set()
+
+    asyncio.run(scene())
+
+
+def test_of_two_runners_one_that_hangs_leaves_the_other_working() -> None:
+    """Half of the engine is better than none."""
+
+    async def scene() -> None:
+        hangs, works, meter = Echo(shut=True), Echo(shut=True), Counts()
+        with batching(hangs, works, meter=meter, max_batch=1, run_timeout_s=SHORT) as batcher:
+            tasks = {submit(batcher, 0), submit(batcher, 1)}
+            await asyncio.gather(reached(hangs), reached(works))
+            works.gate.set()
+            done, lost = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            assert [number_of(task.result()) for task in done] == works.batches[0]
+            for task in lost:
+                with pytest.raises(InferenceFailed, match="took longer"):
+                    await task
+            assert not batcher.broken
+            assert [number_of(await submit(batcher, number)) for number in range(2, 8)] == list(range(2, 8))
+            assert len(hangs.batches) == 1
+            assert meter.hangs == 1
+            hangs.gate.set()
+
+    asyncio.run(scene())
+
+
+def test_a_runner_whose_late_run_came_back_is_let_go() -> None:
+    """Its session is as large as the model: it is freed, not kept beside the one in its place."""
+
+    async def scene() -> None:
+        hangs, workers = Echo(shut=True), Workers(1)
+        gate, ghost = hangs.gate, weakref.ref(hangs)
+        batcher: Batcher[Picture] = Batcher(
+            [hangs], workers, Counts(), max_batch=1, capacity=9, run_timeout_s=SHORT, replace=lambda _: Echo()
+        )
+        del hangs
+        try:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            gate.set()
+            assert number_of(await submit(batcher, 1)) == 1  # the one in its place is at work
+            async with asyncio.timeout(5):
+                while ghost() is not None:  # noqa: ASYNC110  # as above
+                    await asyncio.sleep(0)
+        finally:
+            batcher.close()
+            workers.close()
+
+    asyncio.run(scene())
+
+
+def test_a_run_that_ends_in_time_is_never_given_up() -> None:
+    """The watch is on each run, not on the runner: many of them together take longer than one may."""
+
+    async def scene() -> None:
+        runner, meter = Echo(), Counts()
+        with batching(runner, meter=meter, run_timeout_s=SHORT) as batcher:
+            end = time.monotonic() + 3 * SHORT
+            for number in itertools.count():
+                assert number_of(await submit(batcher, number)) == number
+                if time.monotonic() > end:
+                    break
+            assert meter.hangs == 0
+
+    asyncio.run(scene())
+
+
+def test_closing_does_not_wait_for_a_run_that_hangs() -> None:
+    """The process can end: the caller of that run is told."""
+
+    async def scene() -> None:
+        hangs = Echo(shut=True)
+        with batching(hangs, run_timeout_s=SHORT) as batcher:
+            task = submit(batcher, 0)
+            await reached(hangs)
+            await asyncio.to_thread(batcher.close)
+            with pytest.raises(InferenceFailed):
+                await task
+            hangs.gate.set()
+
+    asyncio.run(scene())
+
+
+# --- what the queue shows
+
+
+def test_the_age_of_the_queue_is_that_of_the_oldest_who_waits() -> None:
+    """Zero where nobody waits; it grows while somebody does."""
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, max_batch=1) as batcher:
+            assert (batcher.waiting, batcher.age) == (0, 0)
+            first = submit(batcher, 0)
+            await reached(runner)
+            assert (batcher.waiting, batcher.age) == (0, 0)  # it runs; nobody waits
+            before = time.monotonic()
+            tasks = [submit(batcher, number) for number in (1, 2)]
+            await queued(batcher, 2)
+            age, most = batcher.age, time.monotonic() - before
+            assert 0 < age <= most
+            assert batcher.age > age
+            runner.gate.set()
+            await asyncio.gather(first, *tasks)
+            assert (batcher.waiting, batcher.age) == (0, 0)
+
+    asyncio.run(scene())
+
+
+# --- when to come again
+
+
+def worth(runs: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+    """The images and the busy seconds of (images, first came, ended), each run worth 0.95 of the one after it."""
+    images = seconds = 0.0
+    last = 0.0
+    for index, (count, came, ended) in enumerate(runs):
+        weight = 0.95 ** (len(runs) - 1 - index)
+        images += weight * count
+        seconds += weight * (ended - max(came, last))
+        last = ended
+    return images, seconds
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(4, 10.0, 12.0)],
+        [(4, 10.0, 12.0), (8, 11.0, 15.0)],
+        [(1, 10.0, 14.0), (16, 10.5, 20.0), (2, 13.0, 21.0), (7, 20.5, 30.0)],
+        [(4, 10.0, 12.0), (4, 1000.0, 1002.0)],  # idle for a quarter of an hour between
+        [(4, float(i), i + 0.5) for i in range(10, 60)],
+    ],
+)
+@pytest.mark.parametrize("waiting", [1, 10, 37, 64])
+def test_retry_after_is_the_time_in_which_so_many_images_get_done(
+    runs: list[tuple[int, float, float]], waiting: int
+) -> None:
+    """Images over busy seconds of the last runs; time in which nothing was asked for does not count."""
+    rate = _Rate()
+    for images, came, ended in runs:
+        rate.add(images, came, ended)
+    images, seconds = worth(runs)
+    assert rate.seconds_for(waiting) == min(max(math.ceil(waiting * seconds / images), 1), 60)
+
+
+def test_an_idle_night_does_not_make_the_engine_look_slow() -> None:
+    """Two images a second, before the night and after it."""
+    rate = _Rate()
+    rate.add(10, 0.0, 5.0)
+    assert rate.seconds_for(10) == 5
+    rate.add(10, 40_000.0, 40_005.0)
+    assert rate.seconds_for(10) == 5
+
+
+def test_two_runners_at_once_get_twice_as_much_done() -> None:
+    """Seconds in which both ran count once: 4 images each in the same two seconds are 4 a second."""
+    rate = _Rate()
+    rate.add(4, 10.0, 12.0)
+    rate.add(4, 10.0, 12.0)
+    # 4 * 0.95 + 4 images in 2 * 0.95 seconds
+    assert rate.seconds_for(100) == math.ceil(100 * 1.9 / 7.8)
+
+
+def test_retry_after_is_a_whole_second_at_least_and_a_minute_at_most() -> None:
+    """Nothing measured yet: one second. Nobody is sent away for an hour."""
+    rate = _Rate()
+    assert rate.seconds_for(100) == 1
+    rate.add(1000, 10.0, 10.001)
+    assert rate.seconds_for(1) == 1
+    slow = _Rate()
+    slow.add(1, 10.0, 100.0)
+    assert slow.seconds_for(1) == 60
+
+
+def test_who_is_refused_is_told_by_the_measured_rate() -> None:
+    """Seven in the queue of an engine that needs five seconds an image: come again in 35."""
+    with batching(Echo(), capacity=7) as batcher:
+        batcher._rate.add(10, 50.0, 100.0)
+        places = [batcher.admission() for _ in range(7)]
+        for place in places:
+            place.__enter__()
+        with pytest.raises(Overloaded) as caught, batcher.admission():
+            pass
+        assert caught.value.retry_after == 35
+        for place in places:
+            place.__exit__(None, None, None)
+        assert batcher.admitted == 0
+
+
+def test_each_run_is_counted_once_with_its_size() -> None:
+    """A batch of three is one run; one that failed is none."""
+
+    async def scene() -> None:
+        runner, meter = Echo(shut=True), Counts()
+        with batching(runner, meter=meter) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            members = [submit(batcher, number) for number in (1, 2, 3)]
+            await queued(batcher, 3)
+            runner.gate.set()
+            answers = await asyncio.gather(first, *members)
+            runner.failures = [ValueError("no")]
+            with pytest.raises(InferenceFailed):
+                await submit(batcher, 4)
+            assert number_of(await submit(batcher, 5)) == 5
+        assert meter.sizes == [1, 3, 1]
+        assert [answer.run_s for answer in answers] == [meter.seconds[0], *[meter.seconds[1]] * 3]
+
+    asyncio.run(scene())

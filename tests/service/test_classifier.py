@@ -1,7 +1,6 @@
 """One picture through the whole service, against the net itself in eager PyTorch."""
 
 import io
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from starlette.testclient import TestClient
 
 from saccade.api import Answer
 from saccade.bundle import Bundle, open_bundle
-from service.batcher import Batcher, Ran
 from tests.conftest import Server
 from tests.service.reference import (
     NAMES,
@@ -22,8 +20,8 @@ from tests.service.reference import (
     WITH_ATTENTION,
     WITH_CLASS_MAP,
     Eager,
-    Floats,
     Gated,
+    Scene,
     ask,
     copy_bundle,
     eager,
@@ -32,7 +30,6 @@ from tests.service.reference import (
     picture,
     png,
     pooled_row,
-    put_runner,
     rollout,
     softmax,
 )
@@ -410,35 +407,95 @@ def test_a_picture_is_answered_the_same_alone_and_among_others(server: Server, m
                 np.testing.assert_allclose(seen["attention"][0]["weights"], alone["attention"][0]["weights"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_answered_the_same_in_one_batch_with_fifteen_others(serve: Any, models: Path, name: str) -> None:
-    """The neighbours are really there: the batch holds them, and each score stays within 1e-5."""
+def neighbours(name: str) -> list[tuple[bytes, dict[str, Any]]]:
+    """Fifteen requests of every format, size and wish that the model can meet."""
+    wishes: list[dict[str, Any]] = [{"maps": "none"}, {"maps": "none", "top_k": 1}, {"decimals": 0}]
+    if name in WITH_ATTENTION:
+        wishes += [{"attention": "all", "heads": "all"}, {"attention": "0", "rows": "pool"}, {"maps": "rollout"}]
+    if name in WITH_CLASS_MAP:
+        wishes += [{"maps": "class", "classes": "topk", "top_k": 10}, {"maps": "class", "classes": "0,7"}]
+    kinds = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+    sizes = ((40, 30), (17, 90), (200, 120), (8, 8), (301, 299))
+    return [
+        (encoded(picture(*sizes[index % 5], seed=index + 1), kinds[index % 6]), wishes[index % len(wishes)])
+        for index in range(15)
+    ]
 
-    class Counting(Batcher):
-        came = threading.Semaphore(0)
 
-        async def run(self, pixels: Floats, outputs: tuple[str, ...], deadline: float) -> Ran:
-            self.came.release()
-            return await super().run(pixels, outputs, deadline)
-
-    client, runner = serve(), Gated(open_bundle(models / name / "1"))
-    expected = {label["index"]: label["score"] for label in ask(client, model=name, top_k=10, decimals=9)["labels"]}
-    put_runner(client, runner, name).close()
-    came = Counting.came
-    classifier = client.app.state.service.registry().get(name)
-    classifier.batcher = Counting([runner], max_batch=16, capacity=64)
-    with ThreadPoolExecutor(17) as threads:
-        first = threads.submit(ask, client, png(99), model=name)
-        assert runner.began.acquire(timeout=30)
-        mine = threads.submit(ask, client, PNG, model=name, top_k=10, decimals=9)
-        others = [threads.submit(ask, client, png(seed), model=name) for seed in range(1, 16)]
-        assert all(came.acquire(timeout=30) for _ in range(17))
+@pytest.mark.parametrize(
+    ("name", "place"), [("tiny-cct", 0), ("tiny-vit", 8), ("tiny-vit-mean", 15), ("tiny-resnet", 5)]
+)
+def test_a_picture_is_answered_the_same_alone_and_in_one_batch_with_fifteen_others(
+    models: Path, references: dict[str, tuple[Bundle, Eager]], name: str, place: int
+) -> None:
+    """Through the whole service: scores, maps and attention within 1e-5, whoever the neighbours are and whatever they
+    want; and all of it is what the net itself says of the picture.
+    """
+    bundle, reference = references[name]
+    mine: dict[str, Any] = {"top_k": 10, "decimals": 9, "maps": ",".join(bundle.manifest.maps.available)}
+    if name in WITH_CLASS_MAP:
+        mine |= {"classes": "0,1,2,3,4,5,6,7,8,9"}
+    if name in WITH_ATTENTION:
+        mine |= {"attention": "all", "heads": "all"}
+    runner = Gated(bundle)
+    scene = Scene(models, runner, model=name, max_batch=16)
+    try:
         runner.go_on.set()
-        answers = [future.result() for future in (mine, first, *others)]
-    assert sum(runner.sizes) == 17
-    assert max(answer["timing"]["batch_size"] for answer in answers) == max(runner.sizes) >= 15
-    for label in answers[0]["labels"]:
-        assert label["score"] == pytest.approx(expected[label["index"]], abs=1e-5)
+        alone = scene.post(**mine).json()
+        runner.go_on.clear()
+        requests = neighbours(name)
+        requests.insert(place, (PNG, mine))
+        with ThreadPoolExecutor(17) as threads:
+            first = threads.submit(scene.post, png(99))
+            assert all(runner.began.acquire(timeout=30) for _ in range(2))  # the one alone, and this one
+            asked = []
+            for count, (body, query) in enumerate(requests, 1):
+                asked.append(threads.submit(scene.post, body, **query))
+                scene.until("saccade_queue_images", count)  # so that the batch is in this order
+            runner.go_on.set()
+            answers = [one.result() for one in (first, *asked)]
+        assert [answer.status_code for answer in answers] == [200] * 17
+        assert runner.sizes == [1, 1, 16]
+    finally:
+        runner.go_on.set()
+        scene.stop()
+    together = answers[1 + place].json()
+    assert (alone["timing"]["batch_size"], together["timing"]["batch_size"]) == (1, 16)
+    scores = softmax(reference.logits)
+    for answer in (alone, together):
+        assert len(answer["labels"]) == len(scores)
+        for label in answer["labels"]:
+            assert label["score"] == pytest.approx(scores[label["index"]], abs=1e-5)
+        for entry in answer["maps"]:
+            if entry["name"] == "rollout":
+                expected = patches(bundle, rollout(bundle, reference))
+            elif entry["name"] == "pooling":
+                assert reference.pooling is not None
+                expected = patches(bundle, reference.pooling)
+            else:
+                assert reference.tokens is not None
+                expected = (reference.tokens @ reference.weight[entry["class_index"]]).reshape(entry["grid"])
+            atol = 1e-4 if entry["name"] == "class" else 1e-5  # a class map is a part of a logit
+            np.testing.assert_allclose(entry["values"], expected, atol=atol)
+        for entry in answer["attention"] or ():
+            np.testing.assert_allclose(entry["weights"], reference.attention[entry["layer"]], atol=1e-5)
+    assert (
+        len(together["maps"])
+        == len(alone["maps"])
+        == len(bundle.manifest.maps.available) + (9 if name in WITH_CLASS_MAP else 0)
+    )
+    assert len(together["attention"] or ()) == len(reference.attention)
+    by_index = [{label["index"]: label["score"] for label in answer["labels"]} for answer in (alone, together)]
+    assert by_index[0] == pytest.approx(by_index[1], abs=1e-5)
+    for one, other in zip(alone["maps"], together["maps"], strict=True):
+        assert (one["name"], one["class_index"]) == (other["name"], other["class_index"])
+        np.testing.assert_allclose(one["values"], other["values"], atol=1e-5)
+    for one, other in zip(alone["attention"] or (), together["attention"] or (), strict=True):
+        np.testing.assert_allclose(one["weights"], other["weights"], atol=1e-5)
+    for (_, query), answer in zip(requests, answers[1:], strict=True):  # and each neighbour got what it asked for
+        seen = answer.json()
+        assert (seen["attention"] is not None) == ("attention" in query)
+        assert (seen["maps"] == []) == (query.get("maps") == "none")
 
 
 def test_a_gif_is_answered_by_its_first_frame(service: TestClient) -> None:

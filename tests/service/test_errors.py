@@ -353,7 +353,7 @@ def test_what_can_only_be_too_large_is_refused_before_it_runs(serve: Start, mode
     """The early path: "at least", and no run is spent."""
     client = serve(max_response_bytes=16_000)
     runner = Changed(open_bundle(models / "tiny-cct" / "1"), lambda outputs: outputs)
-    put_runner(client, runner)
+    put_runner(client.app.state.service, runner)
     query = {"attention": "all", "heads": "all"}
     sentence = refused(client.post(CLASSIFY, params=query, content=PNG), 413, "response_too_large", "at least 6")
     assert runner.sizes == []
@@ -413,7 +413,7 @@ def test_a_map_that_this_model_cannot_give_says_why_and_what_it_has(
 def test_a_full_queue_is_told_with_when_to_come_again(serve: Start, models: Path) -> None:
     """429 at once, with Retry-After in whole seconds; who was accepted still gets an answer."""
     client, runner = serve(), Gated(open_bundle(models / "tiny-cct" / "1"))
-    put_runner(client, runner, capacity=1)
+    put_runner(client.app.state.service, runner, queue_images=1)
     with ThreadPoolExecutor(1) as threads:
         accepted = threads.submit(client.post, CLASSIFY, content=PNG)
         assert runner.began.acquire(timeout=30)
@@ -436,7 +436,7 @@ def test_a_failed_run_is_told_and_the_next_request_is_answered(serve: Start, mod
         return outputs
 
     client = serve()
-    put_runner(client, Changed(open_bundle(models / "tiny-cct" / "1"), fail_once))
+    put_runner(client.app.state.service, Changed(open_bundle(models / "tiny-cct" / "1"), fail_once))
     refused(client.post(CLASSIFY, content=PNG), 500, "inference_failed", "RuntimeError")
     assert client.post(CLASSIFY, content=PNG).status_code == 200
 
@@ -452,7 +452,7 @@ def test_what_is_not_finite_never_reaches_an_answer(serve: Start, models: Path, 
         return spoiled
 
     client = serve()
-    put_runner(client, Changed(open_bundle(models / "tiny-cct" / "1"), spoil))
+    put_runner(client.app.state.service, Changed(open_bundle(models / "tiny-cct" / "1"), spoil))
     query = {"maps": "rollout,pooling,class", "attention": "0"}
     refused(client.post(CLASSIFY, params=query, content=PNG), 500, "inference_failed", "not finite", output)
 
@@ -466,7 +466,7 @@ def test_finite_outputs_whose_map_overflows_are_a_failure_too(serve: Start, mode
         }
 
     client = serve()
-    put_runner(client, Changed(open_bundle(models / "tiny-cct" / "1"), swell))
+    put_runner(client.app.state.service, Changed(open_bundle(models / "tiny-cct" / "1"), swell))
     refused(client.post(CLASSIFY, params={"maps": "class"}, content=PNG), 500, "inference_failed", "not finite")
 
 
@@ -508,7 +508,7 @@ def test_in_the_grace_readiness_is_503_and_work_is_still_taken(serve: Start) -> 
 def test_a_drain_waits_for_what_was_taken(serve: Start, models: Path) -> None:
     """An accepted request is finished, however long its run takes."""
     client, runner = serve(drain_grace_s=0), Gated(open_bundle(models / "tiny-cct" / "1"))
-    put_runner(client, runner)
+    put_runner(client.app.state.service, runner)
     assert client.portal is not None
     with ThreadPoolExecutor(1) as threads:
         accepted = threads.submit(client.post, CLASSIFY, content=PNG)
@@ -525,7 +525,7 @@ def test_a_drain_waits_for_what_was_taken(serve: Start, models: Path) -> None:
 def test_past_its_deadline_a_request_is_told_so(serve: Start, models: Path) -> None:
     """504 with the deadline that held, the caller's or the service's; the batch behind it goes on."""
     client, runner = serve(timeout_ms=40), Gated(open_bundle(models / "tiny-cct" / "1"))
-    put_runner(client, runner)
+    put_runner(client.app.state.service, runner)
     refused(client.post(CLASSIFY, params={"timeout_ms": 20}, content=PNG), 504, "deadline_exceeded", "20 ms")
     refused(client.post(CLASSIFY, content=PNG), 504, "deadline_exceeded", "40 ms")
     runner.go_on.set()

@@ -1,5 +1,6 @@
 """The process: how it starts, how it ends, and what it says when it cannot start."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,13 +17,6 @@ import pytest
 
 from tests.conftest import ROOT, Server
 from tests.service.reference import PNG
-
-
-@pytest.fixture
-def small(models: Path, tmp_path: Path) -> Path:
-    """One model alone: a quick start."""
-    (tmp_path / "tiny-resnet").symlink_to(models / "tiny-resnet")
-    return tmp_path
 
 
 def wait_for(server: Server, word: str) -> str:
@@ -95,10 +89,14 @@ def test_an_idle_connection_does_not_hold_the_process_up(small: Path) -> None:
         assert server.stop() == 0
 
 
-def run(**settings: Any) -> subprocess.CompletedProcess[str]:
+def environment_with(**settings: Any) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SACCADE_")}
-    environment |= {f"SACCADE_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "service"]
+    return environment | {f"SACCADE_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def run(*arguments: str, more: dict[str, str] | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = environment_with(**settings) | (more or {})
+    command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -176,3 +174,109 @@ def test_serving_everybody_is_said_in_the_log(small: Path) -> None:
     server = Server(models=small, host="0.0.0.0", port=0, drain_grace_s=0, allow_anonymous=True)
     assert "everybody who reaches 0.0.0.0 is served" in server.log
     assert server.stop() == 0
+
+
+# --- one process
+
+ONE = "queue, deadlines and metrics are those of one process; for more CPUs raise SACCADE_INSTANCES"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "words"),
+    [
+        ([], {"WEB_CONCURRENCY": "2"}, "WEB_CONCURRENCY is 2"),
+        ([], {"UVICORN_WORKERS": "2"}, "UVICORN_WORKERS is 2"),
+        (["--workers", "2"], {}, "takes no arguments, not '--workers 2'"),
+    ],
+)
+def test_whoever_asks_for_several_worker_processes_is_told_why_there_is_one(
+    small: Path, arguments: list[str], more: dict[str, str], words: str
+) -> None:
+    """Each would hold a queue and metrics of its own, and together more threads than CPUs: exit code 2, in one line."""
+    ended = run(*arguments, more=more, models=small, port=0)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("saccade: ")
+    assert words in line
+    assert ONE in line
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("count", ["1", ""])
+def test_one_worker_process_may_be_asked_for(small: Path, monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    """What a platform sets for every container does no harm where it says one, or nothing."""
+    for name in ("WEB_CONCURRENCY", "UVICORN_WORKERS"):
+        monkeypatch.setenv(name, count)
+    with Server(models=small, port=0, drain_grace_s=0) as server:
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+        assert server.stop() == 0
+
+
+@contextlib.contextmanager
+def embedded(folder: Path, models: Path, *arguments: str) -> Iterator[Iterator[str]]:
+    """The lines that uvicorn says with a module that embeds the service; it and its workers end afterwards."""
+    (folder / "embedding.py").write_text(
+        "from service.app import create_app\nfrom service.settings import load_settings\n\n"
+        "app = create_app(load_settings())\n"
+    )
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), "--port", "0", *arguments, "embedding:app"]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment_with(models=models) | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        yield iter(process.stderr.readline, "")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stderr.read()
+        process.stderr.close()
+        process.wait()
+
+
+def test_a_second_worker_process_of_a_server_that_embeds_the_service_refuses_to_start(
+    tmp_path: Path, small: Path
+) -> None:
+    """Under uvicorn --workers 2 one serves, and the other says in its log what it is and what to do instead."""
+    with embedded(tmp_path, small, "--workers", "2") as lines:
+        said = ""
+        for line in lines:
+            said += line
+            if "SettingsError: this is a second worker process" in line:
+                break
+        assert f"SettingsError: this is a second worker process of one server: {ONE}" in said
+        # the first of them started, before or after
+        while "Application startup complete" not in said:
+            said += (line := next(lines))
+            assert line
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "1"), ("--reload",)])
+def test_one_process_of_a_server_that_embeds_the_service_serves(
+    tmp_path: Path, small: Path, arguments: tuple[str, ...]
+) -> None:
+    """Embedding is as good as `python -m service`, as long as it is one."""
+    with embedded(tmp_path, small, *arguments) as lines:
+        said, url, complete = "", None, False
+        while not (url and complete):
+            said += (line := next(lines))
+            assert line
+            complete = complete or "Application startup complete" in line
+            url = (re.findall(r"running on (http://[0-9.:]+)", line) or [url])[0]
+        assert httpx.get(f"{url}/v2/health/ready", timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/classify", content=PNG, timeout=60).status_code == 200
+
+
+def test_two_servers_side_by_side_are_two_services(tmp_path: Path, small: Path) -> None:
+    """Only workers of one server share a place: another container, or another port, is its own."""
+    with (
+        Server(models=small, port=0, drain_grace_s=0) as first,
+        Server(models=small, port=0, drain_grace_s=0) as second,
+    ):
+        for server in (first, second):
+            assert httpx.post(f"{server.url}/v1/classify", content=PNG).status_code == 200
+            assert server.stop() == 0

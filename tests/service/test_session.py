@@ -1,5 +1,6 @@
 """The engine: the provider that was asked for or none, and no path that leaves the bundle."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from saccade.errors import BundleError, SettingsError
 from service.app import create_app
 from service.session import OnnxRunner, load_head
 from service.settings import Settings
-from tests.service.reference import Real, copy_bundle
+from tests.service.reference import Real, copy_bundle, hanging_bundle
 
 CPU = ("CPUExecutionProvider",)
 
@@ -61,3 +62,49 @@ def test_weights_outside_of_the_bundle_are_never_read(models: Path, tmp_path: Pa
     changed = update_bundle(bundle, {}, {"model.onnx": model.SerializeToString()})
     with pytest.raises(BundleError, match=r"ONNX Runtime does not load"):
         OnnxRunner(changed, CPU, 1)
+
+
+def pixels_of(bundle: Bundle, value: float | None = None) -> np.ndarray:
+    """One picture, of noise or of one colour."""
+    spec = bundle.manifest.preprocessing
+    shape = (1, 3, spec.height, spec.width)
+    pixels = np.random.default_rng(1).normal(size=shape) if value is None else np.full(shape, value)
+    return pixels.astype(np.float32)
+
+
+def test_after_stop_every_run_of_the_session_fails_at_once(bundle: Bundle) -> None:
+    """A session that was given up never works on behind the back of the one in its place."""
+    runner, other = OnnxRunner(bundle, CPU, 1), OnnxRunner(bundle, CPU, 1)
+    assert len(runner.run(pixels_of(bundle), ("logits",))["logits"]) == 1
+    runner.stop()
+    for _ in range(2):
+        with pytest.raises(Exception, match="terminate"):
+            runner.run(pixels_of(bundle), ("logits",))
+    assert len(other.run(pixels_of(bundle), ("logits",))["logits"]) == 1
+
+
+def test_stop_ends_a_run_that_hangs_in_the_engine(models: Path, tmp_path: Path) -> None:
+    """Its thread comes back and burns no CPU any more: here a graph that would loop for centuries."""
+    bundle = hanging_bundle(models, tmp_path)
+    runner = OnnxRunner(bundle, CPU, 1)
+    assert len(runner.run(pixels_of(bundle), ("logits",))["logits"]) == 1
+    ends: list[str] = []
+    began = threading.Event()
+
+    def hang() -> None:
+        began.set()
+        try:
+            runner.run(pixels_of(bundle, 0.0), ("logits",))
+        except Exception as error:
+            ends.append(str(error))
+
+    thread = threading.Thread(target=hang, daemon=True)
+    thread.start()
+    assert began.wait(30)
+    thread.join(0.5)
+    assert thread.is_alive()  # it does hang
+    runner.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len(ends) == 1
+    assert "terminate" in ends[0]

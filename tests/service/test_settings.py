@@ -107,10 +107,3 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: bytes | No
         create_app(Settings(api_keys_file=path))
     assert "SACCADE_API_KEYS_FILE" in str(caught.value)
     assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(("instances", "threads", "expected"), [(1, 3, 3), (64, 0, None), (1, 0, None)])
-def test_threads_are_planned_from_the_cpus_of_this_process(instances: int, threads: int, expected: int | None) -> None:
-    """Explicit counts hold; 0 shares the CPUs among the instances, at least one each."""
-    settings = Settings(instances=instances, intra_op_threads=threads)
-    assert settings.threads_a_session == (expected or max(1, settings.cpus // instances))

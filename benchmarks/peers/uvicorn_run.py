@@ -1,0 +1,31 @@
+"""uvicorn as both FastAPI peers run it: uvloop, httptools, no access log, one process or several."""
+
+import json
+import os
+import sys
+
+import uvicorn
+
+from benchmarks.peers.arguments import HOST
+
+
+def serve(factory: str, port: int, processes: int) -> None:
+    """Serves `module:function` until a signal."""
+    uvicorn.run(
+        factory,
+        factory=True,
+        host=HOST,
+        port=port,
+        workers=processes,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        backlog=2048,
+    )
+
+
+def announce() -> None:
+    """Says that this process has loaded: the port answers as soon as the first of several has."""
+    print(json.dumps({"ready": os.getpid()}), file=sys.stderr, flush=True)

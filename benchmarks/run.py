@@ -1,0 +1,239 @@
+"""`make bench`: everything that docs/benchmarks.md says, measured in one run and written as JSON.
+
+    python -m benchmarks.run [--quick] [--out FILE] [--works cct,vit-ti,large] [--before REF]
+
+Each part is written as soon as it is there; a run that was interrupted goes on where it stopped when it is started
+again with the same FILE.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import begin, rounds
+from benchmarks.contestants import CONTESTANTS, OURS, Ours, Settings
+from benchmarks.entrants import Entrant, Limit, Live, LiveServer, Server
+from benchmarks.machine import machine, versions
+from benchmarks.search import search
+from benchmarks.works import CACHE, ROOT, Work, works
+from service.plan import find_cpus
+
+PACKAGES = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "onnxruntime", "numpy", "pillow", "orjson")
+CALLERS = (1, 16, 64)
+SHARES = (0.5, 0.9, 2.0)
+COUNTS = (2_000, 10_000)
+
+
+class Effort(NamedTuple):
+    """How long and how often."""
+
+    rounds: int
+    seconds: Mapping[str, float]
+    """Of a run, by work."""
+    search: bool
+    works: tuple[str, ...]
+
+
+FULL = Effort(9, {"cct": 2, "vit-ti": 4, "large": 4}, True, ("cct", "vit-ti", "large"))
+QUICK = Effort(3, {"cct": 1, "vit-ti": 2, "large": 2}, False, ("cct", "vit-ti"))
+
+
+class Book:
+    """The results, by the name of their part; on disk after each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def part(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What was measured before under this name, or is now."""
+        if name not in self.parts:
+            print(f"{datetime.now(UTC):%H:%M:%S} {name}", file=sys.stderr, flush=True)
+            self.parts[name] = measure()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_suffix(".part")
+            part.write_text(json.dumps(self.parts, indent=1) + "\n")
+            part.replace(self._path)
+        return self.parts[name]
+
+
+class Before(Ours):
+    """The service as it was at another commit, with the same settings."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("before", "Saccade before")
+        self._folder = folder
+
+    def command(
+        self, work: Work, query: str, settings: Settings, port: int, cache: Path
+    ) -> tuple[list[str], dict[str, str], Path]:
+        command, environment, _ = super().command(work, query, settings, port, cache)
+        return command, environment, self._folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="an indication in some minutes")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks.json")
+    parser.add_argument("--works", default="", help="of cct, vit-ti, large; all if absent")
+    parser.add_argument("--before", default="", help="a commit to compare the steps and the CCT with")
+    given = parser.parse_args()
+    effort = QUICK if given.quick else FULL
+    chosen = tuple(given.works.split(",")) if given.works else effort.works
+    book = Book(given.out)
+    book.part("machine", lambda: {**machine(), "packages": versions(PACKAGES), "commit": _commit()})
+    book.part("effort", lambda: {"quick": given.quick, "rounds": effort.rounds, "seconds": dict(effort.seconds)})
+    before = _tree(given.before, CACHE) if given.before else None
+    all_works = works(CACHE)
+    for name in chosen:
+        _measure(book, all_works[name], effort, before)
+
+
+def _measure(book: Book, work: Work, effort: Effort, before: Path | None) -> None:
+    cpus = find_cpus().usable
+    seconds = effort.seconds[work.name]
+    entrants: list[Entrant] = [Limit(), *map(Server, CONTESTANTS.values())]
+    settings: dict[str, Any] = {}
+    for entrant in entrants:
+        find = functools.partial(_settings, entrant, work, effort, cpus)
+        settings[entrant.name] = book.part(f"{work.name}/settings/{entrant.name}", find)["settings"]
+    if before is not None:
+        entrants.append(Server(Before(before)))
+        settings["before"] = settings[OURS.name]
+
+    def with_all(
+        query: str, measure: Callable[[dict[str, Live]], Any], names: tuple[str, ...] = ()
+    ) -> Callable[[], Any]:
+        def entered() -> Any:
+            live: dict[str, Live] = {}
+            try:
+                for entrant in entrants:
+                    if entrant.name in names or not names:
+                        live[entrant.name] = entrant.enter(work, query, settings[entrant.name], CACHE)
+                return measure(live)
+            finally:
+                for each in live.values():
+                    each.stop()
+
+        return entered
+
+    for callers in CALLERS:
+        measure = functools.partial(rounds.closed_rounds, callers=callers, seconds=seconds, rounds=effort.rounds)
+        book.part(f"{work.name}/closed/map/{callers}", with_all("map", measure))
+    book.part(
+        f"{work.name}/closed/labels/16",
+        with_all("labels", lambda live: rounds.closed_rounds(live, 16, seconds, effort.rounds)),
+    )
+    if work.name != "large":
+        book.part(f"{work.name}/map-or-labels/16", lambda: _map_or_labels(work, settings["ours"], effort))
+        _open(book, work, effort, with_all)
+        book.part(
+            f"{work.name}/memory",
+            with_all(
+                "map",
+                lambda live: {
+                    name: rounds.memory_growth(each, COUNTS if not effort.rounds < 9 else (200, 1000), 16)
+                    for name, each in live.items()
+                },
+                ("limit", "ours"),
+            ),
+        )
+        book.part(f"{work.name}/start", lambda: _starts(work, settings["ours"], effort))
+    book.part(f"{work.name}/steps", lambda: _steps(work, settings["ours"], before))
+
+
+def _open(book: Book, work: Work, effort: Effort, with_all: Callable[..., Callable[[], Any]]) -> None:
+    def measure(live: dict[str, Live], share: float) -> Any:
+        servers = {name: each for name, each in live.items() if isinstance(each, LiveServer) and name != "before"}
+        return rounds.open_rounds(servers, capacity, share, effort.seconds[work.name], effort.rounds)
+
+    peak = book.parts[f"{work.name}/closed/map/64"]
+    capacity = {name: sorted(run["throughput"] for run in runs)[len(runs) // 2] for name, runs in peak.items()}
+    for share in SHARES:
+        book.part(
+            f"{work.name}/open/{share:g}",
+            with_all("map", lambda live, share=share: measure(live, share), tuple(CONTESTANTS)),
+        )
+
+
+def _settings(entrant: Entrant, work: Work, effort: Effort, cpus: int) -> dict[str, Any]:
+    if effort.search:
+        found = search(entrant, work, "map", cpus, CACHE, seconds=effort.seconds[work.name] // 2)
+        return found._asdict()
+    published = ROOT / "docs/benchmarks.json"
+    known = json.loads(published.read_text()) if published.exists() else {}
+    here = known.get("machine", {}).get("cpus_usable") == cpus
+    earlier = known.get(f"{work.name}/settings/{entrant.name}") if here else None
+    return earlier or {"settings": entrant.defaults(cpus), "tried": 0}
+
+
+def _map_or_labels(work: Work, settings: Settings, effort: Effort) -> Any:
+    """One server, asked for labels and for the map in turn."""
+    entrant = Server(OURS)
+    live: dict[str, Live] = {}
+    try:
+        for query in ("labels", "map"):
+            live[query] = entrant.enter(work, query, settings, CACHE)
+        return rounds.closed_rounds(live, 16, effort.seconds[work.name], effort.rounds)
+    finally:
+        for each in live.values():
+            each.stop()
+
+
+def _starts(work: Work, settings: Settings, effort: Effort) -> dict[str, list[float]]:
+    command, environment, folder = OURS.command(work, "map", settings, 0, CACHE)
+    models = Path(environment["SACCADE_MODELS"])
+    instances = settings.get("instances", 1)
+    threads = settings.get("intra_op_threads") or max(1, find_cpus().usable // instances)
+    bare = begin.bare_command(models, instances, threads)
+    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    for _ in range(effort.rounds):
+        found["bare"].append(begin.seconds_until_ready(bare, environment, folder))
+        found["ours"].append(begin.seconds_until_ready(command, environment, folder))
+    return found
+
+
+def _steps(work: Work, settings: Settings, before: Path | None) -> dict[str, Any]:
+    batch = min(settings.get("max_batch", 16), 4)
+    arguments = ["--bundle", str(work.bundle), "--picture", str(work.picture), "--batch", str(batch)]
+    found = {}
+    for name, tree in (("before", before), ("after", ROOT)):
+        if tree is not None:
+            ran = subprocess.run(
+                [sys.executable, str(ROOT / "benchmarks/steps.py"), *arguments],
+                env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found[name] = json.loads(ran.stdout)
+    return {"batch": batch, **found}
+
+
+def _commit() -> str:
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def _tree(ref: str, cache: Path) -> Path:
+    """The service's files at `ref`, unpacked."""
+    packed = subprocess.run(
+        ["git", "archive", ref, "saccade", "service"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    folder = cache / "before" / ref
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""How many CPUs this process really has, and how they are shared out: the thread plan of a model.
+
+A CPU is what may run all the time: the affinity mask (which sees a cpuset) bounded by the CFS quota of the process's
+cgroup and of every cgroup above it, v1 and v2. Threads beyond that are throttled together, the event loop among them.
+"""
+
+import math
+import os
+import sys
+import threading
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from saccade.api import Plan
+from service.settings import Settings
+
+_NO_LIMIT = math.inf
+_BEHIND = 5
+"""Niceness of the threads of sessions above that of the others: a third of their weight."""
+
+
+class Cpus(NamedTuple):
+    """What this process may use."""
+
+    affinity: int
+    quota: float
+    """CPUs' worth of time that the cgroup grants; inf without a limit."""
+
+    @property
+    def usable(self) -> int:
+        """Whole CPUs, at least 1. A fraction over is left to the event loop: a thread for it would be throttled."""
+        return max(1, min(self.affinity, math.floor(min(self.quota, self.affinity))))
+
+
+def find_cpus(root: Path = Path("/")) -> Cpus:
+    """The CPUs of this process. `root` is where /proc and the mounts it names are looked up."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return Cpus(len(os.sched_getaffinity(0)), _cgroup_quota(root))
+    return Cpus(os.cpu_count() or 1, _NO_LIMIT)
+
+
+def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
+    """Settings, with what they leave open worked out from the CPUs.
+
+    On CPU the sessions share all of them. The event loop and the threads that decode have no CPU of their own: they
+    need a fraction of one, sessions do not spin, and their threads stand back. A GPU does the sessions' arithmetic, so
+    that one thread each is enough there.
+    """
+    on_cpu = provider == "CPUExecutionProvider"
+    threads = settings.intra_op_threads or (max(1, cpus.usable // settings.instances) if on_cpu else 1)
+    return Plan(
+        provider=provider,
+        cpus=cpus.usable,
+        cpu_affinity=cpus.affinity,
+        cpu_quota=None if cpus.quota == _NO_LIMIT else round(cpus.quota, 3),
+        instances=settings.instances,
+        intra_op_threads=threads,
+        spinning=settings.spinning,
+        decode_threads=settings.decode_threads or cpus.usable,
+        max_batch=settings.max_batch,
+        max_wait_ms=settings.max_wait_ms,
+        queue_images=settings.queue_images,
+        run_timeout_s=settings.run_timeout_s,
+    )
+
+
+def stand_back() -> None:
+    """Lets the event loop and the threads that decode go before this thread, and before those that it starts.
+
+    They need a CPU for microseconds and hold the GIL meanwhile, for which everybody waits; a run takes milliseconds.
+    """
+    if sys.platform == "linux":  # where each thread has a niceness of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _BEHIND)
+
+
+def _cgroup_quota(root: Path) -> float:
+    """The smallest CFS quota, in CPUs, of the cgroups that this process is in."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return _NO_LIMIT
+    # cgroups(7): "hierarchy:controllers:path"; version 2 has hierarchy 0 and names no controllers
+    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+    quota = _NO_LIMIT
+    for mount in mounts:
+        quota = min(quota, _mounted_quota(root, mount, paths))
+    return quota
+
+
+def _mounted_quota(root: Path, mount: str, paths: dict[str, str]) -> float:
+    # proc_pid_mountinfo(5): id parent major:minor root mountpoint options [tags] - type source superoptions
+    before, _, after = mount.partition(" - ")
+    kind, _, options = after.split(" ", 2)
+    mounted_root, mountpoint = before.split(" ")[3:5]
+    if kind == "cgroup2":
+        path, read = paths.get(""), _quota_v2
+    elif kind == "cgroup" and "cpu" in options.split(","):
+        path, read = next((path for names, path in paths.items() if "cpu" in names.split(",")), None), _quota_v1
+    else:
+        return _NO_LIMIT
+    if path is None:
+        return _NO_LIMIT
+    top = root / mountpoint.lstrip("/")
+    # in a container without a cgroup namespace the mount shows a subtree whose root is the container's own cgroup
+    own = (
+        top / PurePosixPath(path).relative_to(mounted_root) if PurePosixPath(path).is_relative_to(mounted_root) else top
+    )
+    quota = _NO_LIMIT
+    for folder in (own, *own.parents):  # limits of those above hold as well
+        quota = min(quota, read(folder))
+        if folder == top:
+            break
+    return quota
+
+
+def _quota_v2(folder: Path) -> float:
+    """cpu.max: "quota period" or "max period", in microseconds."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return _NO_LIMIT if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return _NO_LIMIT
+
+
+def _quota_v1(folder: Path) -> float:
+    """cpu.cfs_quota_us over cpu.cfs_period_us; -1 is no limit."""
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else _NO_LIMIT
+    except (OSError, ValueError, ZeroDivisionError):
+        return _NO_LIMIT

@@ -90,11 +90,12 @@ def _work(parts: Parts, work: str, pictures: str) -> str:
         f"![Images a second at 16 callers, and time to the answer]({pictures}/{work}.svg)",
         "",
     ]
-    for callers in CALLERS:
+    for callers in [callers for callers in CALLERS if f"{work}/closed/map/{callers}" in parts]:
         lines += _closed(
             f"{callers} caller{'s' * (callers > 1)}, labels and default map", parts[f"{work}/closed/map/{callers}"]
         )
-    lines += _closed("16 callers, labels only", parts[f"{work}/closed/labels/16"])
+    if f"{work}/closed/labels/16" in parts:
+        lines += _closed("16 callers, labels only", parts[f"{work}/closed/labels/16"])
     lines += _settings(parts, work)
     if f"{work}/open/2" in parts:
         lines += _open(parts, work)
@@ -141,7 +142,7 @@ def _open(parts: Parts, work: str) -> list[str]:
         "p99 of an empty route ms | generator's CPU |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for share in SHARES:
+    for share in [share for share in SHARES if f"{work}/open/{share:g}" in parts]:
         for name, runs in parts[f"{work}/open/{share:g}"].items():
             requests = sum(run["requests"] + run["errors"] + run["dropped"] for run in runs)
             refused = sum(count for run in runs for status, count in run["statuses"].items() if status != "200")
@@ -219,8 +220,9 @@ def plot(parts: Parts, work: str, path: Path) -> None:
     if f"{work}/open/2" in parts:
         lines = axes[0][1]
         for name in CONTESTANTS:
-            p99 = [_median(parts[f"{work}/open/{share:g}"][name], "p99_s") * 1e3 for share in SHARES]
-            lines.plot([f"{share:.0%}" for share in SHARES], p99, marker="o", label=TITLES[name].split(",")[0],
+            shares = [share for share in SHARES if f"{work}/open/{share:g}" in parts]
+            p99 = [_median(parts[f"{work}/open/{share:g}"][name], "p99_s") * 1e3 for share in shares]
+            lines.plot([f"{share:.0%}" for share in shares], p99, marker="o", label=TITLES[name].split(",")[0],
                        color="#c44e52" if name == "ours" else None)  # fmt: skip
         lines.set_yscale("log")
         lines.set_ylabel("p99 ms")

@@ -28,9 +28,9 @@ from benchmarks.works import CACHE, ROOT, Work, works
 from service.plan import find_cpus
 
 PACKAGES = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "onnxruntime", "numpy", "pillow", "orjson")
-CALLERS = (1, 16, 64)
+MANY = 16
+CALLERS = (1, MANY, 64)
 SHARES = (0.5, 0.9, 2.0)
-COUNTS = (2_000, 10_000)
 
 
 class Effort(NamedTuple):
@@ -40,11 +40,31 @@ class Effort(NamedTuple):
     seconds: Mapping[str, float]
     """Of a run, by work."""
     search: bool
+    callers: tuple[int, ...]
+    shares: tuple[float, ...]
+    images: Mapping[str, tuple[int, int]]
+    """After how many memory is read, by work; where there is none, overload and start are not measured either."""
     works: tuple[str, ...]
 
 
-FULL = Effort(9, {"cct": 2, "vit-ti": 4, "large": 4}, True, ("cct", "vit-ti", "large"))
-QUICK = Effort(3, {"cct": 1, "vit-ti": 2, "large": 2}, False, ("cct", "vit-ti"))
+FULL = Effort(
+    rounds=9,
+    seconds={"cct": 2, "vit-ti": 3, "large": 3},
+    search=True,
+    callers=CALLERS,
+    shares=SHARES,
+    images={"cct": (2_000, 10_000), "vit-ti": (2_000, 10_000)},
+    works=("cct", "vit-ti", "large"),
+)
+QUICK = Effort(
+    rounds=3,
+    seconds={"cct": 1, "vit-ti": 2, "large": 2},
+    search=False,
+    callers=(1, 16),
+    shares=(2.0,),
+    images={"cct": (500, 2_000), "vit-ti": (50, 200)},
+    works=("cct", "vit-ti"),
+)
 
 
 class Book:
@@ -106,6 +126,7 @@ def _measure(book: Book, work: Work, effort: Effort, before: Path | None) -> Non
     for entrant in entrants:
         find = functools.partial(_settings, entrant, work, effort, cpus)
         settings[entrant.name] = book.part(f"{work.name}/settings/{entrant.name}", find)["settings"]
+    everybody = tuple(entrant.name for entrant in entrants)
     if before is not None:
         entrants.append(Server(Before(before)))
         settings["before"] = settings[OURS.name]
@@ -126,29 +147,24 @@ def _measure(book: Book, work: Work, effort: Effort, before: Path | None) -> Non
 
         return entered
 
-    for callers in CALLERS:
+    for callers in effort.callers:
         measure = functools.partial(rounds.closed_rounds, callers=callers, seconds=seconds, rounds=effort.rounds)
-        book.part(f"{work.name}/closed/map/{callers}", with_all("map", measure))
-    book.part(
-        f"{work.name}/closed/labels/16",
-        with_all("labels", lambda live: rounds.closed_rounds(live, 16, seconds, effort.rounds)),
-    )
-    if work.name != "large":
-        book.part(f"{work.name}/map-or-labels/16", lambda: _map_or_labels(work, settings["ours"], effort))
+        names = () if callers == MANY else everybody  # the service as it was takes part once
+        book.part(f"{work.name}/closed/map/{callers}", with_all("map", measure, names))
+    measure = functools.partial(rounds.closed_rounds, callers=MANY, seconds=seconds, rounds=effort.rounds)
+    if effort.search:
+        book.part(f"{work.name}/closed/labels/{MANY}", with_all("labels", measure, everybody))
+    if work.name in effort.images:
+        book.part(f"{work.name}/map-or-labels", lambda: _map_or_labels(work, settings["ours"], effort))
         _open(book, work, effort, with_all)
-        book.part(
-            f"{work.name}/memory",
-            with_all(
-                "map",
-                lambda live: {
-                    name: rounds.memory_growth(each, COUNTS if not effort.rounds < 9 else (200, 1000), 16)
-                    for name, each in live.items()
-                },
-                ("limit", "ours"),
-            ),
-        )
+        growth = functools.partial(_growth, counts=effort.images[work.name])
+        book.part(f"{work.name}/memory", with_all("map", growth, ("limit", "ours")))
         book.part(f"{work.name}/start", lambda: _starts(work, settings["ours"], effort))
     book.part(f"{work.name}/steps", lambda: _steps(work, settings["ours"], before))
+
+
+def _growth(live: dict[str, Live], counts: tuple[int, int]) -> dict[str, dict[str, int]]:
+    return {name: rounds.memory_growth(each, counts, MANY) for name, each in live.items()}
 
 
 def _open(book: Book, work: Work, effort: Effort, with_all: Callable[..., Callable[[], Any]]) -> None:
@@ -156,13 +172,11 @@ def _open(book: Book, work: Work, effort: Effort, with_all: Callable[..., Callab
         servers = {name: each for name, each in live.items() if isinstance(each, LiveServer) and name != "before"}
         return rounds.open_rounds(servers, capacity, share, effort.seconds[work.name], effort.rounds)
 
-    peak = book.parts[f"{work.name}/closed/map/64"]
+    peak = book.parts[f"{work.name}/closed/map/{effort.callers[-1]}"]
     capacity = {name: sorted(run["throughput"] for run in runs)[len(runs) // 2] for name, runs in peak.items()}
-    for share in SHARES:
-        book.part(
-            f"{work.name}/open/{share:g}",
-            with_all("map", lambda live, share=share: measure(live, share), tuple(CONTESTANTS)),
-        )
+    for share in effort.shares:
+        name = f"{work.name}/open/{share:g}"
+        book.part(name, with_all("map", functools.partial(measure, share=share), tuple(CONTESTANTS)))
 
 
 def _settings(entrant: Entrant, work: Work, effort: Effort, cpus: int) -> dict[str, Any]:
@@ -183,7 +197,7 @@ def _map_or_labels(work: Work, settings: Settings, effort: Effort) -> Any:
     try:
         for query in ("labels", "map"):
             live[query] = entrant.enter(work, query, settings, CACHE)
-        return rounds.closed_rounds(live, 16, effort.seconds[work.name], effort.rounds)
+        return rounds.closed_rounds(live, MANY, effort.seconds[work.name], effort.rounds)
     finally:
         for each in live.values():
             each.stop()

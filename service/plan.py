@@ -15,6 +15,8 @@ from saccade.api import Plan
 from service.settings import Settings
 
 _NO_LIMIT = math.inf
+_MOST_SESSIONS = 4
+"""By default: each has weights of its own in memory."""
 _BEHIND = 5
 """Niceness of the threads of sessions above that of the others: a third of their weight."""
 
@@ -42,22 +44,24 @@ def find_cpus(root: Path = Path("/")) -> Cpus:
 def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     """Settings, with what they leave open worked out from the CPUs.
 
-    On CPU the sessions share all of them. The event loop and the threads that decode have no CPU of their own: they
-    need a fraction of one, sessions do not spin, and their threads stand back. A GPU does the sessions' arithmetic, so
-    that one thread each is enough there.
+    On CPU the sessions share all of them, one thread each as far as memory allows: threads of one session wait for each
+    other at every node, and whoever is off its CPU just then makes the others wait. The event loop and the threads that
+    decode have no CPU of their own: they need a fraction of one, sessions do not spin, and their threads stand back. A
+    GPU does the sessions' arithmetic, so that one session and one thread are enough there.
     """
     on_cpu = provider == "CPUExecutionProvider"
-    threads = settings.intra_op_threads or (max(1, cpus.usable // settings.instances) if on_cpu else 1)
+    instances = settings.instances or (min(cpus.usable, _MOST_SESSIONS) if on_cpu else 1)
+    threads = settings.intra_op_threads or (max(1, cpus.usable // instances) if on_cpu else 1)
     return Plan(
         provider=provider,
         cpus=cpus.usable,
         cpu_affinity=cpus.affinity,
         cpu_quota=None if cpus.quota == _NO_LIMIT else round(cpus.quota, 3),
-        instances=settings.instances,
+        instances=instances,
         intra_op_threads=threads,
         spinning=settings.spinning,
         decode_threads=settings.decode_threads or cpus.usable,
-        max_batch=settings.max_batch,
+        max_batch=settings.max_batch or (4 if on_cpu else 16),
         max_wait_ms=settings.max_wait_ms,
         queue_images=settings.queue_images,
         run_timeout_s=settings.run_timeout_s,

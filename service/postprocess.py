@@ -162,7 +162,7 @@ def pooled_row(manifest: Manifest, outputs: Outputs, tokens: int) -> Floats:
 def rounded(values: Floats, decimals: int) -> Floats:
     """Contiguous float32, rounded; the encoder then prints the shortest decimal that reads back the same."""
     with np.errstate(over="ignore", invalid="ignore"):
-        near = np.ascontiguousarray(np.round(values, decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0
+        near = np.ascontiguousarray(values.round(decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0
     if not np.isfinite(near).all():
         raise InferenceFailed("a map holds a value that is not finite")
     return near

@@ -28,7 +28,9 @@ class Settings(BaseSettings):
         min_length=1,
         description="ONNX Runtime execution providers, the preferred first, with commas; a missing one stops the start",
     )
-    instances: int = Field(1, ge=1, le=64, description="Sessions a model; each runs one batch at a time")
+    instances: int = Field(
+        0, ge=0, le=64, description="Sessions a model, each runs one batch at a time; 0 means one a CPU, at most 4"
+    )
     intra_op_threads: int = Field(
         0, ge=0, le=1024, description="Threads of one session; 0 shares the CPUs of this process among the instances"
     )
@@ -36,7 +38,7 @@ class Settings(BaseSettings):
         False, description="Threads of a session spin while they wait: for a machine on which nothing else runs"
     )
     max_batch: int = Field(
-        16, ge=1, le=1024, description="Most images in one run; more is faster and needs more memory"
+        0, ge=0, le=1024, description="Most images in one run; 0 means 4 on CPU, where more only needs memory, else 16"
     )
     max_wait_ms: float = Field(
         0.0,

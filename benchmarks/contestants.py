@@ -24,9 +24,10 @@ class Contestant:
     ready_path = "/ready"
     empty_path = "/empty"
 
-    def __init__(self, name: str, title: str) -> None:
+    def __init__(self, name: str, short: str, how: str = "") -> None:
         self.name = name
-        self.title = title
+        self.short = short
+        self.title = f"{short}, {how}" if how else short
 
     def space(self, cpus: int) -> Space:
         """The values of each setting that a search may try on so many CPUs."""
@@ -143,9 +144,9 @@ CONTESTANTS: dict[str, Contestant] = {
     each.name: each
     for each in (
         OURS,
-        Pool("fastapi_pool", "FastAPI, thread pool, one session a process"),
-        Handler("fastapi_handler", "FastAPI, model called in the handler"),
-        LitServe("litserve_batch", "LitServe, batching"),
+        Pool("fastapi_pool", "FastAPI with a thread pool", "one session a process"),
+        Handler("fastapi_handler", "FastAPI, model in the handler"),
+        LitServe("litserve_batch", "LitServe", "batching"),
     )
 }
 

@@ -28,6 +28,7 @@ WORKS = {
     "vit-ti": "ViT-Ti/16 at 224 pixels, 500 x 375 JPEG",
     "large": "CCT-2/3x2, 12-megapixel JPEG",
 }
+SHORT = {"limit": "bare loop", **{name: each.short for name, each in CONTESTANTS.items()}, "before": "Saccade before"}
 STEPS = {
     "options": "options and selection",
     "decode": "decode",
@@ -215,14 +216,14 @@ def plot(parts: Parts, work: str, path: Path) -> None:
         [max(own) - m for m, own in zip(medians, values, strict=True)],
     ]
     colours = ["#c44e52" if name == "ours" else "#bbbbbb" if name == "limit" else "#4c72b0" for name in names]
-    bars.barh([TITLES[name].split(",")[0] for name in names], medians, xerr=spread, color=colours, error_kw={"lw": 0.8})
+    bars.barh([SHORT[name] for name in names], medians, xerr=spread, color=colours, error_kw={"lw": 0.8})
     bars.set_xlabel("images/s, 16 callers (median, range)")
     if f"{work}/open/2" in parts:
         lines = axes[0][1]
         for name in CONTESTANTS:
             shares = [share for share in SHARES if f"{work}/open/{share:g}" in parts]
             p99 = [_median(parts[f"{work}/open/{share:g}"][name], "p99_s") * 1e3 for share in shares]
-            lines.plot([f"{share:.0%}" for share in shares], p99, marker="o", label=TITLES[name].split(",")[0],
+            lines.plot([f"{share:.0%}" for share in shares], p99, marker="o", label=SHORT[name],
                        color="#c44e52" if name == "ours" else None)  # fmt: skip
         lines.set_yscale("log")
         lines.set_ylabel("p99 ms")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.contestants import OURS
 from benchmarks.entrants import Live, LiveServer, as_json
 from benchmarks.load import Load, open_loop
 from benchmarks.process import peak_memory
@@ -38,7 +37,7 @@ def open_rounds(
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             warmup = seconds / 2
-            if name == OURS.name and share > 1:  # until its queue is full: what it does then is the question
+            if share > 1:  # until our queue is full, and as long for the others: what they do then is the question
                 warmup += 1.2 * QUEUE_IMAGES / (capacity[name] * (share - 1))
             load, empty = _overload(servers[name], share * capacity[name], seconds, warmup, seed=number)
             found[name].append({**load._asdict(), "empty_p99_s": empty.p99_s, "empty_ok": empty.ok})

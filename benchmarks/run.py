@@ -90,7 +90,7 @@ class Before(Ours):
     """The service as it was at another commit, with the same settings."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("before", "Saccade before")
+        super().__init__("before", "Saccade before this engine")
         self._folder = folder
 
     def command(

@@ -50,7 +50,8 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     GPU does the sessions' arithmetic, so that one session and one thread are enough there.
     """
     on_cpu = provider == "CPUExecutionProvider"
-    instances = settings.instances or (min(cpus.usable, _MOST_SESSIONS) if on_cpu else 1)
+    share = max(1, cpus.usable // max(1, settings.intra_op_threads))  # sessions that find room
+    instances = settings.instances or (min(share, _MOST_SESSIONS) if on_cpu else 1)
     threads = settings.intra_op_threads or (max(1, cpus.usable // instances) if on_cpu else 1)
     return Plan(
         provider=provider,

@@ -215,31 +215,38 @@ def plan(cpus: Cpus, provider: str = "CPUExecutionProvider", **settings: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "threads", "decoding"),
+    ("cpus", "settings", "instances", "threads", "decoding"),
     [
-        ({}, 8, 8),
-        ({"instances": 2}, 4, 8),
-        ({"instances": 3}, 2, 8),
-        ({"instances": 64}, 1, 8),
-        ({"intra_op_threads": 3}, 3, 8),
-        ({"intra_op_threads": 30, "instances": 2}, 30, 8),
-        ({"decode_threads": 5}, 8, 5),
-        ({"decode_threads": 50, "intra_op_threads": 1}, 1, 50),
+        (1, {}, 1, 1, 1),
+        (2, {}, 2, 1, 2),
+        (3, {}, 3, 1, 3),
+        (4, {}, 4, 1, 4),
+        (8, {}, 4, 2, 8),
+        (64, {}, 4, 16, 64),
+        (8, {"instances": 1}, 1, 8, 8),
+        (8, {"instances": 2}, 2, 4, 8),
+        (8, {"instances": 3}, 3, 2, 8),
+        (8, {"instances": 64}, 64, 1, 8),
+        (8, {"intra_op_threads": 3}, 2, 3, 8),
+        (8, {"intra_op_threads": 8}, 1, 8, 8),
+        (8, {"intra_op_threads": 30}, 1, 30, 8),
+        (8, {"intra_op_threads": 30, "instances": 2}, 2, 30, 8),
+        (8, {"decode_threads": 5}, 4, 2, 5),
+        (8, {"decode_threads": 50, "intra_op_threads": 1}, 4, 1, 50),
     ],
 )
 def test_threads_are_planned_from_the_cpus_unless_a_setting_says_how_many(
-    settings: dict[str, int], threads: int, decoding: int
+    cpus: int, settings: dict[str, int], instances: int, threads: int, decoding: int
 ) -> None:
-    """Explicit counts hold, wise or not; 0 shares the CPUs among the instances, at least one each."""
-    seen = plan(Cpus(8, INF), **settings)
-    assert (seen["intra_op_threads"], seen["decode_threads"]) == (threads, decoding)
-    assert seen["instances"] == settings.get("instances", 1)
+    """Explicit counts hold, wise or not; of what is left open, sessions of one thread come first, up to four."""
+    seen = plan(Cpus(cpus, INF), **settings)
+    assert (seen["instances"], seen["intra_op_threads"], seen["decode_threads"]) == (instances, threads, decoding)
 
 
 def test_a_gpu_leaves_one_thread_to_a_session() -> None:
     """It does the arithmetic itself; the CPUs are there to decode."""
     seen = plan(Cpus(8, INF), "CUDAExecutionProvider")
-    assert (seen["intra_op_threads"], seen["decode_threads"]) == (1, 8)
+    assert (seen["instances"], seen["intra_op_threads"], seen["decode_threads"], seen["max_batch"]) == (1, 1, 8, 16)
     assert seen["provider"] == "CUDAExecutionProvider"
     assert plan(Cpus(8, INF), "CUDAExecutionProvider", intra_op_threads=4)["intra_op_threads"] == 4
 
@@ -248,10 +255,11 @@ def test_a_plan_says_what_it_was_made_of_and_what_the_settings_said() -> None:
     """Whoever reads it can work it out again."""
     settings = {"max_batch": 5, "max_wait_ms": 2.5, "queue_images": 7, "run_timeout_s": 9.0, "spinning": True}
     assert plan(Cpus(6, 2.25), **settings) == {
-        "provider": "CPUExecutionProvider", "cpus": 2, "cpu_affinity": 6, "cpu_quota": 2.25, "instances": 1,
-        "intra_op_threads": 2, "decode_threads": 2, **settings,
+        "provider": "CPUExecutionProvider", "cpus": 2, "cpu_affinity": 6, "cpu_quota": 2.25, "instances": 2,
+        "intra_op_threads": 1, "decode_threads": 2, **settings,
     }  # fmt: skip
     assert plan(Cpus(6, INF))["cpu_quota"] is None
+    assert plan(Cpus(6, INF))["max_batch"] == 4
 
 
 # --- real processes

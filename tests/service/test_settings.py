@@ -31,8 +31,8 @@ def test_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("PORT", "65536"), ("PORT", "-1"), ("PORT", "http"), ("INSTANCES", "0"), ("INSTANCES", "65"),
-        ("INTRA_OP_THREADS", "-1"), ("MAX_BATCH", "0"), ("QUEUE_IMAGES", "0"), ("TIMEOUT_MS", "0"),
+        ("PORT", "65536"), ("PORT", "-1"), ("PORT", "http"), ("INSTANCES", "-1"), ("INSTANCES", "65"),
+        ("INTRA_OP_THREADS", "-1"), ("MAX_BATCH", "-1"), ("QUEUE_IMAGES", "0"), ("TIMEOUT_MS", "0"),
         ("DECODE_THREADS", "-1"), ("MAX_BODY_BYTES", "1023"), ("MAX_PIXELS", "0"), ("MAX_PIXELS", "178000001"),
         ("MAX_RESPONSE_BYTES", "1"), ("DRAIN_GRACE_S", "-1"), ("DRAIN_GRACE_S", "601"), ("DRAIN_GRACE_S", "nan"),
         ("LOG_LEVEL", "LOUD"), ("ALLOW_ANONYMOUS", "perhaps"),

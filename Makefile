@@ -27,10 +27,10 @@ check: $(VENV)/installed-dev ## format, lint, types, import rules
 	$(BIN)/lint-imports
 
 # QUICK=1: an indication in some minutes, beside the page; BEFORE=commit: compare with the service as it was there
-BENCH := $(if $(QUICK),build/bench/quick,docs/benchmarks)
 bench: $(VENV)/installed-bench ## speed against the machine's limit and against other servers (QUICK, BEFORE)
-	$(BIN)/python -m benchmarks.run --out $(BENCH).json $(if $(QUICK),--quick) $(if $(BEFORE),--before $(BEFORE))
-	$(BIN)/python -m benchmarks.report --results $(BENCH).json --out $(BENCH).md
+	$(BIN)/python -m benchmarks.run --out build/bench/$(if $(QUICK),quick,full).json $(if $(QUICK),--quick) $(if $(BEFORE),--before $(BEFORE))
+	$(if $(QUICK),,cp build/bench/full.json docs/benchmarks.json)
+	$(BIN)/python -m benchmarks.report $(if $(QUICK),--results build/bench/quick.json --out build/bench/quick.md)
 
 format: $(VENV)/installed-dev ## rewrite the source in the project's format
 	$(BIN)/ruff format .

@@ -93,6 +93,7 @@ class Ours(Contestant):
             "SACCADE_PORT": str(port),
             "SACCADE_MODELS": str(_only(work, cache)),
             "SACCADE_DRAIN_GRACE_S": "0",
+            "SACCADE_RUN_TIMEOUT_S": "86400",  # a server that was stopped in its tracks must not take its run for hung
         }
         return [str(self.environment(cache)), "-m", "service"], {**_outside(), **given, **fixed}, ROOT
 

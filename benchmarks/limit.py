@@ -62,7 +62,9 @@ class Limit:
 
     def one(self, seconds: float) -> dict[str, Any]:
         durations = loop(self._pipelines[0], self._body, 1, seconds)
-        return {"images": len(durations), "p50_s": quantile(durations, 0.5), "p99_s": quantile(durations, 0.99)}
+        rate = len(durations) / sum(durations)
+        times = {"p50_s": quantile(durations, 0.5), "p99_s": quantile(durations, 0.99)}
+        return {"images": len(durations), "images_per_s": rate, **times}
 
 
 def quantile(values: list[float], share: float) -> float:

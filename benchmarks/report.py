@@ -66,15 +66,22 @@ Machine: {machine["cpu"]}, {machine["cpus_usable"]} CPUs usable, {machine["memor
 {machine["kernel"]}, Python {machine["python"]}; {", ".join(machine["flags"])}. {packages}.
 
 Everything runs on the same machine, the generator of the load too; entrants that are not being measured are stopped
-in their tracks. Each entrant's settings were found by the same search (16 callers, each value side by side with the
-best so far). Then they take turns, {effort["rounds"]} rounds: figures are medians over the rounds, ratios are medians
-of ratios within a round, with an interval that holds the true median with at least 90 % (fewer rounds, less). The limit
-is a bare loop in one process without HTTP or queue: decode, preprocess, run, postprocess, encode. Peers use the same
-model file, preprocessing and answer. Machines differ; ratios travel better than figures."""
+in their tracks. {_search_of(parts)} Then they take turns, {effort["rounds"]} rounds: figures are medians over the
+rounds, ratios are medians of ratios within a round, with an interval that holds the true median with the probability
+beside it. The limit is a bare loop in one process without HTTP or queue: decode, preprocess, run, postprocess, encode;
+for one caller, one of its threads alone. Peers use the same model file, preprocessing and answer; memory is the sum of
+the peaks of an entrant's processes, so a page that they share counts in each. Machines differ; ratios travel better
+than figures."""
+
+
+def _search_of(parts: Parts) -> str:
+    if any(found["tried"] for name, found in parts.items() if "/settings/" in name):
+        return "Each entrant's settings were found by the same search (16 callers, each value side by side with the best so far)."
+    return "Settings were not searched: they are what a good engineer would set first."
 
 
 def _targets(found: Sequence[Target]) -> str:
-    lines = ["## Targets", "", "| what | target | measured (90 % interval) | |", "|---|---|---|---|"]
+    lines = ["## Targets", "", "| what | target | measured (interval, its coverage) | |", "|---|---|---|---|"]
     for target in found:
         lines.append(f"| {target.what} | {target.bound} | {target.measured} | {_verdict(target.met)} |")
     return "\n".join(lines)
@@ -128,11 +135,11 @@ def _closed(title: str, runs: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(parts: Parts, work: str) -> list[str]:
-    lines = ["### Settings that the search chose", "", "| | settings | tried |", "|---|---|---|"]
+    lines = ["### Settings", "", "| | settings | tried by the search |", "|---|---|---|"]
     for name in ("limit", *CONTESTANTS):
         found = parts[f"{work}/settings/{name}"]
         chosen = ", ".join(f"{key} {_word(value)}" for key, value in found["settings"].items()) or "its defaults"
-        lines.append(f"| {TITLES[name]} | {chosen} | {found['tried'] or 'not searched'} |")
+        lines.append(f"| {TITLES[name]} | {chosen} | {found['tried'] or ''} |")
     return [*lines, ""]
 
 
@@ -198,7 +205,7 @@ def _steps(parts: Parts, work: str) -> list[str]:
 
 
 def plot(parts: Parts, work: str, path: Path) -> None:
-    """Two panels: images a second at 16 callers with their intervals, and p99 by open-loop load."""
+    """Two panels: images a second at 16 callers with their range, and p99 by open-loop load."""
     import matplotlib as mpl
 
     mpl.use("svg")

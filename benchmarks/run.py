@@ -25,7 +25,9 @@ from benchmarks.entrants import Entrant, Limit, Live, LiveServer, Server
 from benchmarks.machine import machine, versions
 from benchmarks.search import search
 from benchmarks.works import CACHE, ROOT, Work, works
-from service.plan import find_cpus
+from saccade.api import Plan
+from service.plan import find_cpus, make_plan
+from service.settings import Settings as ServiceSettings
 
 PACKAGES = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "onnxruntime", "numpy", "pillow", "orjson")
 MANY = 16
@@ -70,9 +72,14 @@ QUICK = Effort(
 class Book:
     """The results, by the name of their part; on disk after each."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        """Goes on with what is at `path` if it is of the same run, that is, begins with the parts of `run`."""
         self._path = path
-        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        run = json.loads(json.dumps(run))
+        self.parts: dict[str, Any] = (
+            known if all(known.get(name) == value for name, value in run.items()) else dict(run)
+        )
 
     def part(self, name: str, measure: Callable[[], Any]) -> Any:
         """What was measured before under this name, or is now."""
@@ -103,15 +110,17 @@ class Before(Ours):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an indication in some minutes")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks.json")
+    parser.add_argument("--out", type=Path, default=CACHE / "full.json")
     parser.add_argument("--works", default="", help="of cct, vit-ti, large; all if absent")
     parser.add_argument("--before", default="", help="a commit to compare the steps and the CCT with")
     given = parser.parse_args()
     effort = QUICK if given.quick else FULL
     chosen = tuple(given.works.split(",")) if given.works else effort.works
-    book = Book(given.out)
-    book.part("machine", lambda: {**machine(), "packages": versions(PACKAGES), "commit": _commit()})
-    book.part("effort", lambda: {"quick": given.quick, "rounds": effort.rounds, "seconds": dict(effort.seconds)})
+    run = {
+        "machine": {**machine(), "packages": versions(PACKAGES), "commit": _commit()},
+        "effort": {"quick": given.quick, "rounds": effort.rounds, "seconds": dict(effort.seconds)},
+    }
+    book = Book(given.out, run)
     before = _tree(given.before, CACHE) if given.before else None
     all_works = works(CACHE)
     for name in chosen:
@@ -155,6 +164,7 @@ def _measure(book: Book, work: Work, effort: Effort, before: Path | None) -> Non
     if effort.search:
         book.part(f"{work.name}/closed/labels/{MANY}", with_all("labels", measure, everybody))
     if work.name in effort.images:
+        book.part(f"{work.name}/plan", lambda: plan_of(settings["ours"]).model_dump())
         book.part(f"{work.name}/map-or-labels", lambda: _map_or_labels(work, settings["ours"], effort))
         _open(book, work, effort, with_all)
         growth = functools.partial(_growth, counts=effort.images[work.name])
@@ -181,7 +191,7 @@ def _open(book: Book, work: Work, effort: Effort, with_all: Callable[..., Callab
 
 def _settings(entrant: Entrant, work: Work, effort: Effort, cpus: int) -> dict[str, Any]:
     if effort.search:
-        found = search(entrant, work, "map", cpus, CACHE, seconds=effort.seconds[work.name] // 2)
+        found = search(entrant, work, "map", cpus, CACHE, seconds=max(1, effort.seconds[work.name] - 1))
         return found._asdict()
     published = ROOT / "docs/benchmarks.json"
     known = json.loads(published.read_text()) if published.exists() else {}
@@ -191,7 +201,7 @@ def _settings(entrant: Entrant, work: Work, effort: Effort, cpus: int) -> dict[s
 
 
 def _map_or_labels(work: Work, settings: Settings, effort: Effort) -> Any:
-    """One server, asked for labels and for the map in turn."""
+    """The same server twice, asked for labels and for the map in turn."""
     entrant = Server(OURS)
     live: dict[str, Live] = {}
     try:
@@ -206,9 +216,8 @@ def _map_or_labels(work: Work, settings: Settings, effort: Effort) -> Any:
 def _starts(work: Work, settings: Settings, effort: Effort) -> dict[str, list[float]]:
     command, environment, folder = OURS.command(work, "map", settings, 0, CACHE)
     models = Path(environment["SACCADE_MODELS"])
-    instances = settings.get("instances", 1)
-    threads = settings.get("intra_op_threads") or max(1, find_cpus().usable // instances)
-    bare = begin.bare_command(models, instances, threads)
+    plan = plan_of(settings)
+    bare = begin.bare_command(models, plan.instances, plan.intra_op_threads)
     found: dict[str, list[float]] = {"ours": [], "bare": []}
     for _ in range(effort.rounds):
         found["bare"].append(begin.seconds_until_ready(bare, environment, folder))
@@ -217,7 +226,7 @@ def _starts(work: Work, settings: Settings, effort: Effort) -> dict[str, list[fl
 
 
 def _steps(work: Work, settings: Settings, before: Path | None) -> dict[str, Any]:
-    batch = min(settings.get("max_batch", 16), 4)
+    batch = plan_of(settings).max_batch
     arguments = ["--bundle", str(work.bundle), "--picture", str(work.picture), "--batch", str(batch)]
     found = {}
     for name, tree in (("before", before), ("after", ROOT)):
@@ -228,6 +237,11 @@ def _steps(work: Work, settings: Settings, before: Path | None) -> dict[str, Any
             )  # fmt: skip
             found[name] = json.loads(ran.stdout)
     return {"batch": batch, **found}
+
+
+def plan_of(settings: Settings) -> Plan:
+    """What the service makes of settings on this machine."""
+    return make_plan(ServiceSettings(**settings), find_cpus(), "CPUExecutionProvider")
 
 
 def _commit() -> str:

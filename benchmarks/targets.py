@@ -73,10 +73,10 @@ def _overload(parts: Mapping[str, Any], work: str, title: str, kept: float) -> l
     runs = parts[f"{work}/open/2"]["ours"]
     closed = parts.get(f"{work}/closed/map/64", parts[f"{work}/closed/map/16"])
     peak = statistics.median(run["throughput"] for run in closed["ours"])
-    settings = parts[f"{work}/settings/ours"]["settings"]
-    running = settings.get("instances", 1) * settings.get("max_batch", 16)
+    plan = parts[f"{work}/plan"]
+    running = plan["instances"] * plan["max_batch"]
     answered = median_interval([run["throughput"] / peak for run in runs])
-    accepted = median_interval([run["p99_s"] * run["throughput"] / (QUEUE_IMAGES + running) for run in runs])
+    accepted = median_interval([run["p99_s"] * run["throughput"] / (plan["queue_images"] + running) for run in runs])
     refusals = [run["refusal_p99_s"] / run["empty_p99_s"] for run in runs if run["refusal_p99_s"]]
     found = [
         _at_least(f"{title}, open loop at 200 %: answered images/s against the peak", kept, Ratio(*answered)),
@@ -119,4 +119,4 @@ def _at_most(what: str, bound: float, ratio: Ratio) -> Target:
 
 
 def _shown(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.coverage:.0%})"

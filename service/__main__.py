@@ -18,6 +18,7 @@ from saccade.errors import SettingsError, SetupError
 from service.app import ONE_PROCESS, Service, create_app_for
 from service.batcher import RUNNER
 from service.logs import configure_logs
+from service.plan import Cpus, find_cpus, keep_to
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("saccade")
@@ -47,12 +48,12 @@ def refuse_more_processes(arguments: Sequence[str], environment: Mapping[str, st
             raise SettingsError(f"{name} is {environment[name]}: the service is one process, since {ONE_PROCESS}")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, cpus: Cpus) -> None:
     """Listens at once (readiness says 503), loads the models, serves until a signal, drains. Raises SetupError.
 
     A second signal waits for nothing more.
     """
-    service = Service(settings)
+    service = Service(settings, cpus)
     listener = listen(settings)
     app = create_app_for(service)
     config = uvicorn.Config(
@@ -115,8 +116,10 @@ def main() -> int:
         refuse_more_processes(sys.argv[1:], os.environ)
         settings = load_settings()
         configure_logs(settings.log_level)
+        cpus = find_cpus()
+        keep_to(cpus)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            runner.run(serve(settings, cpus))
     except SetupError as error:
         print(f"saccade: {error}", file=sys.stderr)
         return 2

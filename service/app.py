@@ -19,7 +19,7 @@ from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
 from service.edge import Edge, refuse
 from service.keys import Keys
 from service.metrics import Metrics
-from service.plan import find_cpus
+from service.plan import Cpus, find_cpus
 from service.registry import Registry
 from service.routes import add_routes
 from service.session import check_providers
@@ -38,15 +38,15 @@ ONE_PROCESS = (
 class Service:
     """Life cycle: built, loaded (ready), draining, closed."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError for what can be known before a model is read."""
+    def __init__(self, settings: Settings, cpus: Cpus | None = None) -> None:
+        """`cpus`: as they were before the process was kept to them. Raises SettingsError for what can be known now."""
         check_providers(settings.providers)
         self.settings = settings
         self.keys = Keys(settings)
         if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
             log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
-        self.cpus = find_cpus()
+        self.cpus = cpus or find_cpus()
         self.workers = Workers(settings.decode_threads or self.cpus.usable)
         self.draining = False
         self.accepting = True

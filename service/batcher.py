@@ -34,7 +34,13 @@ RUNNER = "runner"
 _STOPPED = "the engine has stopped"
 _BROKEN = "no session is left that works"
 _MOST_HUNG = 3
-"""A run that never ends keeps its session and its thread; after so many only a restart helps."""
+"""A run that never ends keeps its session and its thread; with so many at once only a restart helps."""
+
+_OPENING = 10
+"""Run timeouts that a new session may take to open before it counts as hung too."""
+
+_CLOSING_S = 2.0
+"""How long closing waits for a run: who still waits for its answers has been told, or has had the drain's time."""
 
 
 class Runner(Protocol):
@@ -96,7 +102,14 @@ class _Lane:
         """Gives the runner; gone once it did, since it may hold a runner that was given up."""
         self.runner: Runner
         self.batch: Sequence[_Entry[Any]] = ()
-        self.started = 0.0
+        self.started = time.monotonic()
+        """When it began to run the batch, or to make the runner."""
+
+    def late(self, now: float, run_timeout_s: float) -> float:
+        """Seconds by which it is over its time, negative while it is not; -inf for one that waits for work."""
+        if self.make is not None:
+            return now - self.started - _OPENING * run_timeout_s
+        return now - self.started - run_timeout_s if self.batch else -math.inf
 
 
 class Meter(Protocol):
@@ -137,7 +150,8 @@ class Batcher(Generic[_Picture]):
         self._replace = replace
         self._admitted = 0
         self._rate = _Rate()
-        self._waiting: deque[_Entry[_Picture]] = deque()
+        self._ahead: dict[_Entry[_Picture], None] = {}  # all that wait for anything, the oldest first
+        self._waiting: deque[_Entry[_Picture]] = deque()  # those that wait for a runner
         self._arrived = threading.Condition(threading.Lock())
         self._closed = threading.Event()
         self._hung = 0
@@ -157,16 +171,21 @@ class Batcher(Generic[_Picture]):
 
     @property
     def waiting(self) -> int:
-        """Images decoded and not yet run."""
-        return len(self._waiting)
+        """Images that are here and not yet running: waiting for a worker, being decoded, or waiting for a runner."""
+        return len(self._ahead)
 
     @property
     def age(self) -> float:
         """Seconds since the oldest of those came; 0 where none waits."""
         try:
-            return time.monotonic() - self._waiting[0].submitted
-        except IndexError:
+            return time.monotonic() - next(iter(self._ahead)).submitted
+        except (StopIteration, RuntimeError):  # none, or it began to run this moment
             return 0.0
+
+    @property
+    def sessions(self) -> int:
+        """Runners that work, or are being made anew."""
+        return len(self._lanes)
 
     @property
     def broken(self) -> bool:
@@ -201,11 +220,15 @@ class Batcher(Generic[_Picture]):
         if self._closed.is_set() or self.broken:
             raise InferenceFailed(self._why_not())
         entry = _Entry(decode, outputs, deadline, loop.create_future())
-        self._workers.submit(functools.partial(self._decode, entry))
-        return await entry.future
+        self._ahead[entry] = None
+        try:
+            self._workers.submit(functools.partial(self._decode, entry))
+            return await entry.future
+        finally:
+            self._ahead.pop(entry, None)
 
     def close(self) -> None:
-        """Lets running batches end, within `run_timeout_s`; entries still waiting are answered with InferenceFailed."""
+        """Lets running batches end, within two seconds; entries still waiting are answered with InferenceFailed."""
         with self._arrived:
             self._closed.set()
             left = list(self._waiting)
@@ -214,9 +237,9 @@ class Batcher(Generic[_Picture]):
         if left:
             self._fail(left, InferenceFailed(_STOPPED))
         self._watcher.join()
+        until = time.monotonic() + _CLOSING_S
         for lane in tuple(self._lanes):
-            left_s = lane.started + self._run_timeout_s - time.monotonic()
-            lane.thread.join(None if left_s == math.inf else max(left_s, 1.0))
+            lane.thread.join(max(until - time.monotonic(), 0.0))
             if lane.thread.is_alive():
                 log.error("a run of %d images did not end in time", len(lane.batch))
                 self._fail(lane.batch, InferenceFailed(_STOPPED))
@@ -250,6 +273,9 @@ class Batcher(Generic[_Picture]):
 
     def _live(self, entry: _Entry[_Picture]) -> bool:
         """Whether somebody still waits for it, in time; if not, it is dropped and counted."""
+        if self._closed.is_set():
+            self._fail([entry], InferenceFailed(_STOPPED))
+            return False
         if time.monotonic() >= entry.deadline:
             self._fail([entry], DeadlineExceeded("the deadline passed before the image could run"))
             self._meter.dropped("late")
@@ -260,8 +286,8 @@ class Batcher(Generic[_Picture]):
         return True
 
     def _work(self, lane: _Lane) -> None:
-        stand_back()
         try:
+            stand_back()
             assert lane.make is not None
             lane.runner = lane.make()
         except Exception:
@@ -279,6 +305,7 @@ class Batcher(Generic[_Picture]):
                 outcome = InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}")
             started, seconds = lane.started, time.monotonic() - lane.started
             if not self._still_counts(lane):
+                self._hung -= 1  # it came back after all, and takes thread and session with it
                 return  # its members have been answered, and another runner works in its place
             if isinstance(outcome, InferenceFailed):
                 self._fail(batch, outcome)
@@ -307,6 +334,10 @@ class Batcher(Generic[_Picture]):
                 if batch:
                     lane.started = time.monotonic()
                     lane.batch = batch
+                    for entry in batch:
+                        self._ahead.pop(entry, None)
+                    if self._waiting:
+                        self._arrived.notify()  # whoever was told of the first of them may have waited for company
                     return batch
                 if not self._closed.is_set():  # it may have been while this lane waited for company
                     self._arrived.wait()
@@ -336,18 +367,19 @@ class Batcher(Generic[_Picture]):
         now = time.monotonic()
         told: list[tuple[Sequence[_Entry[Any]], _Lane | None]] = []
         with self._arrived:
-            for lane in [lane for lane in self._lanes if lane.batch and now >= lane.started + self._run_timeout_s]:
+            for lane in [lane for lane in self._lanes if lane.late(now, self._run_timeout_s) >= 0]:
                 successor = self._successor(lane)
                 self._lanes.remove(lane)
                 if successor is not None:  # at once: not for a moment is there no lane where there will be one
                     self._lanes.append(successor)
                 told.append((lane.batch, successor))
-            wait = min(
-                [lane.started + self._run_timeout_s - now for lane in self._lanes if lane.batch],
-                default=self._run_timeout_s,
-            )
+            wait = min([-lane.late(now, self._run_timeout_s) for lane in self._lanes], default=math.inf)
+            wait = min(wait, self._run_timeout_s)
         for batch, successor in told:
-            log.error("a run of %d images has not ended after %g s", len(batch), self._run_timeout_s)
+            if batch:
+                log.error("a run of %d images has not ended after %g s", len(batch), self._run_timeout_s)
+            else:
+                log.error("a new session has not opened after %g s", _OPENING * self._run_timeout_s)
             self._meter.hung()
             self._fail(batch, InferenceFailed(f"a run of {len(batch)} took longer than {self._run_timeout_s:g} s"))
             if successor is None:
@@ -358,7 +390,7 @@ class Batcher(Generic[_Picture]):
 
     def _successor(self, lane: _Lane) -> _Lane | None:
         self._hung += 1
-        if self._replace is None or self._hung > _MOST_HUNG:
+        if self._replace is None or self._hung > _MOST_HUNG or lane.make is not None:
             return None
         return _Lane(self._work, functools.partial(self._replace, lane.runner))
 

@@ -1,7 +1,8 @@
 """The body of a request -> the bytes of its picture: raw, multipart or JSON. Limits hold while the body arrives."""
 
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from typing import Any, cast
 
 import orjson
 from starlette.datastructures import Headers, UploadFile
@@ -49,8 +50,7 @@ async def read_picture(headers: Mapping[str, str], receive: Receive, max_bytes: 
         return lambda: _from_json(body)
     if media_type == MULTIPART:
         body = await read_body(headers, receive, max_bytes)
-        picture = await _from_multipart(content_type, body)
-        return lambda: picture
+        return lambda: _at_once(_from_multipart(content_type, body))
     known = ", ".join((*RAW, MULTIPART, JSON))
     raise UnsupportedMediaType(f"Content-Type {media_type[:80]!r} is not supported; there are {known}")
 
@@ -96,6 +96,16 @@ def _from_json(body: bytes) -> bytes:
         keys = [key[:80] for key in list(document)[:5]] if isinstance(document, dict) else type(document).__name__
         raise InvalidParameter(f'the JSON body must be {{"{FIELD}": base64 text}} and nothing else, not {keys}')
     return decode_base64(document[FIELD])
+
+
+def _at_once(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """What a coroutine gives that waits for nothing: the parser is one only since bodies may come in pieces."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast(bytes, done.value)
+    work.close()
+    raise RuntimeError("the parser of multipart bodies waited although all of the body is there")
 
 
 async def _from_multipart(content_type: str, body: bytes) -> bytes:

@@ -88,23 +88,28 @@ class Classifier:
         """
         selection = select(self.manifest, options, self._settings.max_response_bytes)
         timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
+        # a caller with a longer deadline than the service's own must not keep a place by sending no body
+        patience = min(timeout, self._settings.timeout_ms / 1000)
         with self.batcher.admission():  # before the body is read: what is not admitted costs no memory
             try:
-                async with asyncio.timeout(started + timeout - time.monotonic()):
+                async with asyncio.timeout(started + patience - time.monotonic()) as limit:
                     read = await receive()
                     received = time.monotonic()
+                    if timeout > patience:
+                        limit.reschedule(asyncio.get_running_loop().time() + started + timeout - received)
+                        patience = timeout
                     picture = functools.partial(self._decode, read)
                     ran = await self.batcher.run(picture, selection.outputs, started + timeout)
+                    encoding = time.monotonic()
+                    finish = functools.partial(self._finish, selection, ran, request_id, started)
+                    # still admitted: answers that are being encoded are bounded as well
+                    body = await self._workers.call(finish) if selection.numbers > _LARGE_ANSWER else finish()
             except TimeoutError:
-                raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
-            encoding = time.monotonic()
-            finish = functools.partial(self._finish, selection, ran, request_id, started)
-            # still admitted: answers that are being encoded are bounded as well
-            body = await self._workers.call(finish) if selection.numbers > _LARGE_ANSWER else finish()
-        ended = time.monotonic()
-        self._metrics.image(received - started, ran.decode_s, ran.queue_s, ran.run_s, ended - encoding)
+                raise DeadlineExceeded(f"no answer within the deadline of {patience * 1000:.0f} ms") from None
         if len(body) > self._settings.max_response_bytes:
             raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(body)))
+        ended = time.monotonic()
+        self._metrics.image(received - started, ran.decode_s, ran.queue_s, ran.run_s, ended - encoding)
         return body
 
     def close(self) -> None:

@@ -35,10 +35,11 @@ class Metrics:
         self.admitted = Gauge(
             "saccade_admitted_images", "Images accepted, not yet answered", ["model"], registry=registry
         )
-        self.waiting = Gauge("saccade_queue_images", "Images decoded, not yet run", ["model"], registry=registry)
+        self.waiting = Gauge("saccade_queue_images", "Images here, not yet running", ["model"], registry=registry)
         self.age = Gauge(
             "saccade_queue_age_seconds", "Since the oldest image that waits to run came", ["model"], registry=registry
         )
+        self.sessions = Gauge("saccade_sessions", "Sessions that work", ["model"], registry=registry)
         self.batches = Histogram(
             "saccade_batch_images", "Images in a run", ["model"], buckets=_SIZES, registry=registry
         )
@@ -85,6 +86,7 @@ class ModelMetrics:
         metrics.plans.labels(model).info({name: str(value) for name, value in plan.model_dump().items()})
         metrics.admitted.labels(model).set_function(lambda: batcher.admitted)
         metrics.waiting.labels(model).set_function(lambda: batcher.waiting)
+        metrics.sessions.labels(model).set_function(lambda: batcher.sessions)
         metrics.age.labels(model).set_function(lambda: batcher.age)
 
     def image(self, *seconds: float) -> None:

@@ -4,8 +4,10 @@ A CPU is what may run all the time: the affinity mask (which sees a cpuset) boun
 cgroup and of every cgroup above it, v1 and v2. Threads beyond that are throttled together, the event loop among them.
 """
 
+import contextlib
 import math
 import os
+import random
 import sys
 import threading
 from pathlib import Path, PurePosixPath
@@ -51,7 +53,7 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     """
     on_cpu = provider == "CPUExecutionProvider"
     share = max(1, cpus.usable // max(1, settings.intra_op_threads))  # sessions that find room
-    instances = settings.instances or (min(share, _MOST_SESSIONS) if on_cpu else 1)
+    instances = settings.instances or (_sessions(share) if on_cpu else 1)
     threads = settings.intra_op_threads or (max(1, cpus.usable // instances) if on_cpu else 1)
     return Plan(
         provider=provider,
@@ -69,13 +71,30 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     )
 
 
+def _sessions(cpus: int) -> int:
+    """As many as may be, up to four, such that the fewest CPUs are left over when they share them."""
+    return max(range(1, min(cpus, _MOST_SESSIONS) + 1), key=lambda count: (cpus // count * count, count))
+
+
 def stand_back() -> None:
     """Lets the event loop and the threads that decode go before this thread, and before those that it starts.
 
     They need a CPU for microseconds and hold the GIL meanwhile, for which everybody waits; a run takes milliseconds.
     """
     if sys.platform == "linux":  # where each thread has a niceness of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _BEHIND)
+        with contextlib.suppress(OSError):  # forbidden, as by a seccomp profile: a matter of speed alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _BEHIND)
+
+
+def keep_to(cpus: Cpus) -> None:
+    """Where a quota grants fewer CPUs than there are, keeps this process to as many, chosen at random.
+
+    Spread over more, the threads would use the quota up side by side and then stand still together for the rest of
+    each period, the event loop among them. To be called before there are other threads.
+    """
+    if cpus.usable < cpus.affinity and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, random.sample(sorted(os.sched_getaffinity(0)), cpus.usable))
 
 
 def _cgroup_quota(root: Path) -> float:

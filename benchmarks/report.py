@@ -76,7 +76,7 @@ than figures."""
 
 def _search_of(parts: Parts) -> str:
     if any(found["tried"] for name, found in parts.items() if "/settings/" in name):
-        return "Each entrant's settings were found by the same search (16 callers, each value side by side with the best so far)."
+        return "Each entrant's settings were found by the same search: 16 callers, each value side by side."
     return "Settings were not searched: they are what a good engineer would set first."
 
 

@@ -67,10 +67,10 @@ class Ours(Contestant):
         return {
             "instances": _up_to(cpus),
             "intra_op_threads": _up_to(cpus),
-            "max_batch": (1, 4, 8, 16, 32),
+            "max_batch": (1, 2, 4, 8, 16),
             "max_wait_ms": (0, 1, 2, 5),
             "spinning": (False, True),
-            "decode_threads": (*_up_to(cpus), 2 * cpus),
+            "decode_threads": (0, *_up_to(cpus)),
         }
 
     def defaults(self, cpus: int) -> dict[str, Any]:  # noqa: ARG002 - the service finds out itself
@@ -127,7 +127,7 @@ class LitServe(Contestant):
         return {
             "workers_per_device": _up_to(cpus),
             "api_servers": _up_to(cpus),
-            "max_batch_size": (1, 4, 8, 16),
+            "max_batch_size": (1, 2, 4, 8, 16),
             "batch_timeout": (0.0, 0.001, 0.002, 0.005),
             "fast_queue": (True, False),
             "intra_op": _up_to(cpus),

@@ -19,7 +19,7 @@ from saccade.api import ClassifyOptions
 from saccade.bundle import open_bundle
 from saccade.decode import decode
 from saccade.geometry import Region, region
-from saccade.preprocess import preprocess
+from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.encode import to_json
 from service.selection import select
@@ -31,7 +31,7 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 class Decoded(NamedTuple):
-    pixels: NDArray[np.float32]  # (3, H, W)
+    pixels: NDArray[np.uint8]  # (H, W, 3)
     size: tuple[int, int]  # (width, height), upright
     seen: Region
     seconds: float
@@ -60,12 +60,12 @@ class Pipeline:
         spec = self._manifest.preprocessing
         picture = decode(body, spec.background)
         seen = region(picture.width, picture.height, spec)
-        pixels = preprocess(picture, spec)
+        pixels = resize(picture, spec)
         return Decoded(pixels, picture.size, seen, time.monotonic() - started)
 
     def run(self, batch: Sequence[Decoded]) -> list[Outputs]:
         """One run of all pictures; of the outputs only those that the query needs."""
-        pixels = batch[0].pixels[None] if len(batch) == 1 else np.stack([decoded.pixels for decoded in batch])
+        pixels = normalize(np.stack([decoded.pixels for decoded in batch]), self._manifest.preprocessing)
         names = self._selection.outputs
         values = self._session.run(list(names), {"pixel_values": pixels})
         return [{name: value[index] for name, value in zip(names, values, strict=True)} for index in range(len(batch))]

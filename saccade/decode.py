@@ -6,6 +6,8 @@ Embedded colour profiles are not applied: training pictures are read the same wa
 import base64
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -35,21 +37,48 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_
 
     Raises InvalidImage for bytes that are no whole picture of `FORMATS`, ImageTooLarge for more than `max_pixels`.
     """
-    if not data:
-        raise InvalidImage("the picture is empty (0 bytes)")
+    return Opened(data, max_pixels).decode(background)
+
+
+class Opened:
+    """A picture of which only the header is read: what it will cost is known."""
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+        """Raises InvalidImage for bytes that are no picture of `FORMATS`, ImageTooLarge for more than `max_pixels`."""
+        self._bytes = len(data)
+        self._max_pixels = max_pixels
+        if not data:
+            raise InvalidImage("the picture is empty (0 bytes)")
+        with _told(len(data), max_pixels):
+            self._picture = _open(data, max_pixels)
+
+    @property
+    def pixels(self) -> int:
+        return self._picture.width * self._picture.height
+
+    def decode(self, background: tuple[int, int, int]) -> Image.Image:
+        """Once. As `decode`; raises InvalidImage, ImageTooLarge."""
+        with _told(self._bytes, self._max_pixels):
+            # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a
+            # later load() pass the damaged picture as whole.
+            self._picture.load()
+            return _upright_rgb(self._picture, background)
+
+
+@contextmanager
+def _told(size: int, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises, in words for who sent `size` bytes."""
     try:
-        return _upright_rgb(_load(data, max_pixels), background)
+        yield
     except (InvalidImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         seen = re.search(r"\d+", str(error))  # Pillow's own limit, met before ours; it says "(N pixels)"
         raise ImageTooLarge(f"the picture has {seen and seen[0]} pixels; the limit is {max_pixels}") from error
     except UnidentifiedImageError as error:
-        raise InvalidImage(
-            f"the {len(data)} bytes are not a picture in one of the formats {', '.join(FORMATS)}"
-        ) from error
+        raise InvalidImage(f"the {size} bytes are not a picture in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files, struct.error included
-        raise InvalidImage(f"the picture is damaged or cut short ({len(data)} bytes): {_reason(error)}") from error
+        raise InvalidImage(f"the picture is damaged or cut short ({size} bytes): {_reason(error)}") from error
 
 
 def decode_base64(text: str) -> bytes:
@@ -73,16 +102,13 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _load(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     pixels = picture.width * picture.height
     if pixels > max_pixels:
         raise ImageTooLarge(
             f"the picture has {picture.width} x {picture.height} = {pixels} pixels; the limit is {max_pixels}"
         )
-    # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a later
-    # load() pass the damaged picture as whole.
-    picture.load()
     return picture
 
 

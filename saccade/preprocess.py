@@ -3,6 +3,8 @@
 Training, evaluation, verification, the service and the command line all come through here.
 """
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,17 +34,20 @@ def resize(picture: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((spec.width, spec.height), _RESAMPLING[spec.interpolation], box=box))
 
 
+@functools.lru_cache(64)
 def normalization(spec: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(scale, offset), each (3,), such that (x / 255 - mean) / std = x * scale + offset."""
     mean, std = np.asarray(spec.mean, np.float64), np.asarray(spec.std, np.float64)
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-def normalize(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
-    """uint8 (..., height, width, 3) -> float32 (..., 3, height, width), contiguous."""
+def normalize(
+    pixels: NDArray[np.uint8], spec: Preprocessing, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """uint8 (..., height, width, 3) -> float32 (..., 3, height, width), contiguous; into `out` where it is given."""
     scale, offset = normalization(spec)
     channels_first = np.moveaxis(pixels, -1, -3)
-    result = np.multiply(channels_first, scale[:, None, None], dtype=np.float32, order="C")
+    result = np.multiply(channels_first, scale[:, None, None], out=out, dtype=np.float32, order="C")
     result += offset[:, None, None]
     return result
 

@@ -28,6 +28,14 @@ _LINGER_S = 5
 """After the drain nothing is being worked on: what is still open belongs to callers who do not read their answers."""
 
 
+_ACCEPTS = 16
+"""libuv takes one connection a listener and turn of the event loop. Under load a turn takes some ten milliseconds, and
+who comes new would wait for seconds behind those who are connected; each duplicate of a socket is a listener."""
+
+_GARBAGE = 20_000, 10, 10
+"""A request makes some hundred objects, and cycles only where it fails: Python's 700 would look every few requests."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn would close the listener first and die of the signal; here the service drains first and exits 0."""
 
@@ -78,10 +86,12 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTS - 1))]
+    serving = asyncio.create_task(server.serve(sockets=listeners))
     try:
         await service.load()
         gc.freeze()  # what is there now stays: no collection needs to look at it again
+        gc.set_threshold(*_GARBAGE)
         if not stopping.is_set():  # nobody has been told that it is ready
             host, port = listener.getsockname()[:2]
             log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)

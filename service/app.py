@@ -13,13 +13,15 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade import __version__, errors
 from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
 from service.edge import Edge, refuse
 from service.keys import Keys
 from service.metrics import Metrics
-from service.plan import Cpus, find_cpus
+from service.plan import Cpus, find_cpus, make_plan
 from service.registry import Registry
 from service.routes import add_routes
 from service.session import check_providers
@@ -46,8 +48,8 @@ class Service:
         if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
             log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
-        self.cpus = cpus or find_cpus()
-        self.workers = Workers(settings.decode_threads or self.cpus.usable)
+        self.plan = make_plan(settings, cpus or find_cpus(), settings.providers[0])
+        self.workers = Workers(self.plan.decode_threads)
         self.draining = False
         self.accepting = True
         self.active = 0
@@ -57,7 +59,7 @@ class Service:
 
     async def load(self) -> None:
         """Opens and checks all models; ready afterwards. Raises BundleError, SettingsError."""
-        self._registry = await asyncio.to_thread(Registry, self.settings, self.cpus, self.workers, self.metrics)
+        self._registry = await asyncio.to_thread(Registry, self.settings, self.plan, self.workers, self.metrics)
 
     def ready(self) -> Registry:
         """For the readiness route. Raises NotReady, Draining."""
@@ -117,12 +119,29 @@ class Service:
         self.workers.close()
 
 
-def create_app(settings: Settings) -> FastAPI:
+class App(FastAPI):
+    """FastAPI behind a layer of ours, which stands in front of the framework's own: those cost more than it does."""
+
+    edge: Edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.edge(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Without the framework's outermost layer, which would answer errors that the edge has words for."""
+        return ExceptionMiddleware(self.router, self.exception_handlers)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What stands behind the edge."""
+        await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings) -> App:
     """The service as an ASGI application. Its lifespan loads the models; without, it answers 503 not_ready."""
     return create_app_for(Service(settings))
 
 
-def create_app_for(service: Service) -> FastAPI:
+def create_app_for(service: Service) -> App:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         alone = take_the_place_of_one_process()
@@ -134,7 +153,7 @@ def create_app_for(service: Service) -> FastAPI:
             if alone is not None:
                 alone.close()
 
-    app = FastAPI(
+    app = App(
         title="Saccade",
         version=__version__,
         summary="Image classifiers that show where they looked",
@@ -149,9 +168,9 @@ def create_app_for(service: Service) -> FastAPI:
         },  # asked for anew at each request; ours is /metrics
     )
     app.state.service = service
-    app.add_middleware(Edge, keys=service.keys, metrics=service.metrics, routes=app.routes)
     _add_error_handlers(app, service.metrics)
     add_routes(app)
+    app.edge = Edge(app, app.inside, service.keys, service.metrics)
     return app
 
 

@@ -1,9 +1,10 @@
 """Bounded admission, and batches of whatever came while the last one ran.
 
-An entry walks through threads by itself: a worker decodes it and puts it into the queue, a runner's thread takes it
-from there, and the event loop is woken once a batch. One thread owns one runner, and nothing in a runner is locked.
-An entry whose caller left or whose deadline passed is dropped before it costs a step; a run that fails or hangs answers
-each of its members, and the next one runs.
+An entry walks through threads by itself, and the event loop is woken once a batch. Without workers a runner's thread
+does all of a batch from decoding to the answers' bytes, as a bare loop would; with them it only runs, and they decode
+ahead of it and finish behind it. One thread owns one runner, and nothing in a runner is locked. An entry whose caller
+left or whose deadline passed is dropped before it costs a step; a run that fails or hangs answers each of its members,
+and the next one runs.
 """
 
 import asyncio
@@ -50,13 +51,14 @@ class Runner(Protocol):
 
 
 class Picture(Protocol):
-    """What decoding gives; the batcher reads nothing but the pixels."""
+    """What decoding gives; the batcher reads nothing but the shape that it has in a batch."""
 
     @property
-    def pixels(self) -> Floats: ...  # (3, H, W)
+    def shape(self) -> tuple[int, int, int]: ...  # (3, H, W)
 
 
 _Picture = TypeVar("_Picture", bound=Picture)
+_Answer = TypeVar("_Answer")
 
 
 class Ran(NamedTuple, Generic[_Picture]):
@@ -67,30 +69,40 @@ class Ran(NamedTuple, Generic[_Picture]):
     batch_size: int
     decode_s: float
     queue_s: float
-    """Waiting for a worker, and then for a runner."""
+    """Waiting for whoever decodes it, and then for a runner."""
     run_s: float
 
 
-class _Entry(Generic[_Picture]):
+class _Entry(Generic[_Picture, _Answer]):
     """One image on its way; each step writes down when it passed."""
 
-    __slots__ = ("deadline", "decode", "decode_s", "decoded", "future", "outputs", "picture", "submitted")
+    __slots__ = ("deadline", "decode", "decode_s", "finish", "future", "outputs", "picture", "queued", "submitted")
 
     def __init__(
         self,
         decode: Callable[[], _Picture],
         outputs: tuple[str, ...],
+        finish: Callable[[Ran[_Picture]], _Answer],
         deadline: float,
-        future: "asyncio.Future[Ran[_Picture]]",
+        future: "asyncio.Future[_Answer]",
     ) -> None:
-        self.decode = decode
+        self.decode: Callable[[], _Picture] | None = decode
+        """Gives the picture; gone once it did, and with it the body."""
         self.outputs = outputs
+        self.finish = finish
         self.deadline = deadline  # of time.monotonic()
         self.future = future
-        self.submitted = time.monotonic()
+        self.submitted = self.queued = time.monotonic()
         self.decode_s = 0.0
-        self.decoded = 0.0
         self.picture: _Picture
+
+    def decode_now(self) -> None:
+        assert self.decode is not None
+        started = time.monotonic()
+        self.picture = self.decode()
+        self.decode = None
+        self.queued = time.monotonic()
+        self.decode_s = self.queued - started
 
 
 class _Lane:
@@ -101,7 +113,10 @@ class _Lane:
         self.make: Callable[[], Runner] | None = make
         """Gives the runner; gone once it did, since it may hold a runner that was given up."""
         self.runner: Runner
-        self.batch: Sequence[_Entry[Any]] = ()
+        self.pixels: Floats | None = None
+        """Where the pictures of a batch stand side by side; (max_batch, 3, H, W)."""
+        self.last_run_s = 0.0
+        self.batch: Sequence[_Entry[Any, Any]] = ()
         self.started = time.monotonic()
         """When it began to run the batch, or to make the runner."""
 
@@ -125,13 +140,14 @@ class Meter(Protocol):
         """A run that was given up."""
 
 
-class Batcher(Generic[_Picture]):
+class Batcher(Generic[_Picture, _Answer]):
     """Admission, queue and runner threads of one model. All callers share one event loop."""
 
     def __init__(
         self,
         runners: Sequence[Runner],
-        workers: Workers,
+        write: Callable[[Sequence[_Picture], Floats], None],
+        workers: Workers | None,
         meter: Meter,
         *,
         max_batch: int,
@@ -140,7 +156,12 @@ class Batcher(Generic[_Picture]):
         run_timeout_s: float = math.inf,
         replace: Callable[[Runner], Runner] | None = None,
     ) -> None:
-        """`replace` gives a new runner for one that hangs, in a thread of its own; without it that lane is lost."""
+        """`write` writes the pixel values of pictures into the rows of an array, (n, 3, H, W).
+
+        Without `workers` each runner's thread decodes its batch before it and finishes it behind it.
+        `replace` gives a new runner for one that hangs, in a thread of its own; without it that lane is lost.
+        """
+        self._write = write
         self._workers = workers
         self._meter = meter
         self._max_batch = max_batch
@@ -150,8 +171,8 @@ class Batcher(Generic[_Picture]):
         self._replace = replace
         self._admitted = 0
         self._rate = _Rate()
-        self._ahead: dict[_Entry[_Picture], None] = {}  # all that wait for anything, the oldest first
-        self._waiting: deque[_Entry[_Picture]] = deque()  # those that wait for a runner
+        self._ahead: dict[_Entry[_Picture, _Answer], None] = {}  # all that wait for anything, the oldest first
+        self._waiting: deque[_Entry[_Picture, _Answer]] = deque()  # those that wait for a runner's thread
         self._arrived = threading.Condition(threading.Lock())
         self._closed = threading.Event()
         self._hung = 0
@@ -206,11 +227,20 @@ class Batcher(Generic[_Picture]):
         finally:
             self._admitted -= 1
 
-    async def run(self, decode: Callable[[], _Picture], outputs: tuple[str, ...], deadline: float) -> "Ran[_Picture]":
-        """Decodes one image in a worker and runs it in the next batch; `deadline` is of time.monotonic().
+    async def run(
+        self,
+        decode: Callable[[], _Picture],
+        outputs: tuple[str, ...],
+        finish: Callable[[Ran[_Picture]], _Answer],
+        deadline: float,
+        *,
+        here: bool = False,
+    ) -> _Answer:
+        """Decodes one image, runs it in the next batch and gives what `finish` makes of that.
 
-        Raises what `decode` raises, InferenceFailed, and DeadlineExceeded for an image that could not run in time.
-        Cancelling it takes the image out of the queue.
+        All of it in other threads, but for decoding where `here` says so: handing over what is small costs more.
+        `deadline` is of time.monotonic(). Raises what `decode` and `finish` raise, InferenceFailed, and
+        DeadlineExceeded for an image that could not run in time. Cancelling it takes the image out of the queue.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -219,11 +249,17 @@ class Batcher(Generic[_Picture]):
             self._loop = loop
         if self._closed.is_set() or self.broken:
             raise InferenceFailed(self._why_not())
-        entry = _Entry(decode, outputs, deadline, loop.create_future())
+        entry = _Entry(decode, outputs, finish, deadline, loop.create_future())
         self._ahead[entry] = None
         try:
-            self._workers.submit(functools.partial(self._decode, entry))
-            return await entry.future
+            if here:
+                entry.decode_now()
+            if self._workers is None or here:
+                self._queue(entry)
+            else:
+                self._workers.submit(functools.partial(self._decode_ahead, entry))
+            answer: _Answer = await entry.future
+            return answer
         finally:
             self._ahead.pop(entry, None)
 
@@ -244,22 +280,25 @@ class Batcher(Generic[_Picture]):
                 log.error("a run of %d images did not end in time", len(lane.batch))
                 self._fail(lane.batch, InferenceFailed(_STOPPED))
 
-    def _decode(self, entry: _Entry[_Picture]) -> None:
-        if not self._live(entry):
-            return
-        started = time.monotonic()
+    def _decode_ahead(self, entry: _Entry[_Picture, _Answer]) -> None:
+        """In a worker."""
+        if self._live(entry) and self._decode(entry):
+            self._queue(entry)
+
+    def _decode(self, entry: _Entry[_Picture, _Answer]) -> bool:
+        """Whether it could be decoded; if not, its caller is told."""
         try:
-            entry.picture = entry.decode()
+            entry.decode_now()
         except SaccadeError as error:
             self._fail([entry], error)
-            return
+            return False
         except BaseException as error:
             log.exception("decoding failed")
             self._fail([entry], InferenceFailed(f"decoding failed: {type(error).__name__}"))
-            return
-        del entry.decode  # and with it the body
-        entry.decoded = time.monotonic()
-        entry.decode_s = entry.decoded - started
+            return False
+        return True
+
+    def _queue(self, entry: _Entry[_Picture, _Answer]) -> None:
         with self._arrived:
             taken = not self._closed.is_set() and bool(self._lanes)
             if taken:
@@ -271,7 +310,7 @@ class Batcher(Generic[_Picture]):
     def _why_not(self) -> str:
         return _STOPPED if self._closed.is_set() else _BROKEN
 
-    def _live(self, entry: _Entry[_Picture]) -> bool:
+    def _live(self, entry: _Entry[_Picture, _Answer]) -> bool:
         """Whether somebody still waits for it, in time; if not, it is dropped and counted."""
         if self._closed.is_set():
             self._fail([entry], InferenceFailed(_STOPPED))
@@ -295,56 +334,116 @@ class Batcher(Generic[_Picture]):
             self._lose(lane)
             return
         lane.make = None
-        while batch := self._next_batch(lane):
-            outcome: dict[str, Floats] | InferenceFailed
-            try:
-                outcome = self._run(lane.runner, batch)
-            except BaseException as error:  # even of SystemExit a runner's thread must not die: each member gets an
-                # answer and the next batch runs
-                log.exception("a batch of %d failed", len(batch))
-                outcome = InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}")
-            started, seconds = lane.started, time.monotonic() - lane.started
-            if not self._still_counts(lane):
-                self._hung -= 1  # it came back after all, and takes thread and session with it
-                return  # its members have been answered, and another runner works in its place
-            if isinstance(outcome, InferenceFailed):
-                self._fail(batch, outcome)
-            else:
-                self._deliver(self._answer, batch, outcome, started, seconds)
+        while not self._closed.is_set():
+            batch = self._next_batch(lane)
+            if batch and not self._run(lane, batch):
+                return
 
-    def _run(self, runner: Runner, batch: list[_Entry[_Picture]]) -> dict[str, Floats]:
+    def _next_batch(self, lane: _Lane) -> list[_Entry[_Picture, _Answer]]:
+        """Live and decoded entries; none once closed.
+
+        It is not worth making the first wait for more once decoding them takes longer than running them did.
+        """
+        batch: list[_Entry[_Picture, _Answer]] = []
+        decoding_s = 0.0
+        while len(batch) < self._max_batch and decoding_s <= lane.last_run_s:
+            taken = self._take(self._max_batch - len(batch), wait=not batch)
+            if not taken:
+                break
+            for entry in taken:
+                if not self._live(entry):
+                    continue
+                if entry.decode is not None:
+                    if not self._decode(entry) or not self._live(entry):
+                        continue
+                    decoding_s += entry.decode_s
+                batch.append(entry)
+        return batch
+
+    def _take(self, most: int, *, wait: bool) -> list[_Entry[_Picture, _Answer]]:
+        """The next entries; with `wait` at least one, unless it is closed.
+
+        Of those still to be decoded one at a time, so that two large ones are decoded side by side by two lanes; but
+        together where company was waited for.
+        """
+        with self._arrived:
+            while wait and not self._waiting and not self._closed.is_set():
+                self._arrived.wait()
+            if wait and self._waiting and self._max_wait_s:
+                self._wait_for_company()
+            taken: list[_Entry[_Picture, _Answer]] = []
+            while self._waiting and len(taken) < most:
+                if self._waiting[0].decode is not None and taken and not self._max_wait_s:
+                    break
+                taken.append(self._waiting.popleft())
+            if self._waiting:
+                self._arrived.notify()  # whoever was told of the first of them may have waited for company
+        return taken
+
+    def _run(self, lane: _Lane, batch: list[_Entry[_Picture, _Answer]]) -> bool:
+        """Runs the batch and answers its members; whether the lane is still one."""
+        with self._arrived:
+            lane.started = time.monotonic()
+            lane.batch = batch
+        for entry in batch:
+            self._ahead.pop(entry, None)
+        outcome: dict[str, Floats] | InferenceFailed
+        try:
+            outcome = self._outputs(lane, batch)
+        except BaseException as error:  # even of SystemExit a runner's thread must not die: each member gets an
+            # answer and the next batch runs
+            log.exception("a batch of %d failed", len(batch))
+            outcome = InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}")
+        started, seconds = lane.started, time.monotonic() - lane.started
+        if not self._still_counts(lane):
+            self._hung -= 1  # it came back after all, and takes thread and session with it
+            return False  # its members have been answered, and another runner works in its place
+        if isinstance(outcome, InferenceFailed):
+            self._fail(batch, outcome)
+            return True
+        lane.last_run_s = seconds
+        finish = functools.partial(self._finish, batch, outcome, started, seconds)
+        if self._workers is None:
+            finish()
+        else:
+            self._workers.submit(finish, first=True)
+        return True
+
+    def _outputs(self, lane: _Lane, batch: list[_Entry[_Picture, _Answer]]) -> dict[str, Floats]:
+        if lane.pixels is None:  # only what is written to takes memory
+            lane.pixels = np.empty((self._max_batch, *batch[0].picture.shape), np.float32)
+        pixels = lane.pixels[: len(batch)]
+        self._write([entry.picture for entry in batch], pixels)
         wanted = tuple(dict.fromkeys(name for entry in batch for name in entry.outputs))
-        outputs = runner.run(np.stack([entry.picture.pixels for entry in batch]), wanted)
+        outputs = lane.runner.run(pixels, wanted)
         for name in wanted:
             if len(outputs[name]) != len(batch):
                 raise ValueError(f"output {name} has {len(outputs[name])} rows for a batch of {len(batch)}")
         return outputs
 
-    def _next_batch(self, lane: _Lane) -> list[_Entry[_Picture]]:
-        """Waits for at least one live entry; empty once closed."""
-        with self._arrived:
-            while not self._closed.is_set():
-                if self._waiting and self._max_wait_s:
-                    self._wait_for_company()
-                batch: list[_Entry[_Picture]] = []
-                while self._waiting and len(batch) < self._max_batch:
-                    entry = self._waiting.popleft()
-                    if self._live(entry):
-                        batch.append(entry)
-                if batch:
-                    lane.started = time.monotonic()
-                    lane.batch = batch
-                    for entry in batch:
-                        self._ahead.pop(entry, None)
-                    if self._waiting:
-                        self._arrived.notify()  # whoever was told of the first of them may have waited for company
-                    return batch
-                if not self._closed.is_set():  # it may have been while this lane waited for company
-                    self._arrived.wait()
-            return []
+    def _finish(
+        self, batch: list[_Entry[_Picture, _Answer]], outputs: dict[str, Floats], started: float, seconds: float
+    ) -> None:
+        """Makes the answers and hands them to the event loop, which is woken once."""
+        answers: list[tuple[_Entry[_Picture, _Answer], Callable[[], None]]] = []
+        for index, entry in enumerate(batch):
+            if entry.future.done():  # the caller left meanwhile
+                continue
+            own = {name: outputs[name][index] for name in entry.outputs}
+            queued = started - entry.submitted - entry.decode_s
+            ran = Ran(entry.picture, own, len(batch), entry.decode_s, queued, seconds)
+            try:
+                tell = functools.partial(entry.future.set_result, entry.finish(ran))
+            except Exception as error:
+                tell = functools.partial(entry.future.set_exception, error)
+            except BaseException as error:  # as above
+                log.exception("an answer failed")
+                tell = functools.partial(entry.future.set_exception, InferenceFailed(f"failed: {type(error).__name__}"))
+            answers.append((entry, tell))
+        self._deliver(self._answer, batch, answers, started, seconds)
 
     def _wait_for_company(self) -> None:
-        until = self._waiting[0].decoded + self._max_wait_s
+        until = self._waiting[0].queued + self._max_wait_s
         while len(self._waiting) < self._max_batch and not self._closed.is_set():
             left = until - time.monotonic()
             if left <= 0 or not self._arrived.wait(left):
@@ -365,7 +464,7 @@ class Batcher(Generic[_Picture]):
     def _give_up_what_hangs(self) -> float:
         """Seconds until the next run can be late: what begins from now on has a whole timeout."""
         now = time.monotonic()
-        told: list[tuple[Sequence[_Entry[Any]], _Lane | None]] = []
+        told: list[tuple[Sequence[_Entry[Any, Any]], _Lane | None]] = []
         with self._arrived:
             for lane in [lane for lane in self._lanes if lane.late(now, self._run_timeout_s) >= 0]:
                 successor = self._successor(lane)
@@ -407,18 +506,19 @@ class Batcher(Generic[_Picture]):
         self._fail(left, InferenceFailed(_BROKEN))
 
     def _answer(
-        self, batch: list[_Entry[_Picture]], outputs: dict[str, Floats], started: float, seconds: float
+        self,
+        batch: Sequence[_Entry[_Picture, _Answer]],
+        answers: Sequence[tuple[_Entry[_Picture, _Answer], Callable[[], None]]],
+        started: float,
+        seconds: float,
     ) -> None:
         self._rate.add(len(batch), since=batch[0].submitted, now=started + seconds)
         self._meter.ran(len(batch), seconds)
-        for index, entry in enumerate(batch):
-            if entry.future.done():  # the caller left meanwhile
-                continue
-            own = {name: outputs[name][index] for name in entry.outputs}
-            queued = started - entry.submitted - entry.decode_s
-            entry.future.set_result(Ran(entry.picture, own, len(batch), entry.decode_s, queued, seconds))
+        for entry, tell in answers:
+            if not entry.future.done():
+                tell()
 
-    def _fail(self, entries: Sequence[_Entry[Any]], error: SaccadeError) -> None:
+    def _fail(self, entries: Sequence[_Entry[Any, Any]], error: SaccadeError) -> None:
         if entries:
             self._deliver(_refuse, entries, error)
 
@@ -458,7 +558,7 @@ def _same(runner: Runner) -> Runner:
     return runner
 
 
-def _refuse(entries: Sequence[_Entry[Any]], error: SaccadeError) -> None:
+def _refuse(entries: Sequence[_Entry[Any, Any]], error: SaccadeError) -> None:
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(error)

@@ -31,8 +31,8 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def read_picture(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> Callable[[], bytes]:
-    """Reads the body; what it gives turns it into the picture's bytes and may be called in another thread.
+async def read_picture(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes | Callable[[], bytes]:
+    """Reads the body: the picture's bytes, or what turns it into them and may be called in another thread.
 
     Raises UnsupportedMediaType, BodyTooLarge, InvalidImage, ClientDisconnect; the function raises InvalidImage and
     InvalidParameter.
@@ -43,8 +43,7 @@ async def read_picture(headers: Mapping[str, str], receive: Receive, max_bytes: 
     if encoding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding {encoding[:80]!r} is not supported: send the picture as it is")
     if media_type in ("", _CURL) or media_type.startswith("image/") or media_type in RAW:
-        body = await read_body(headers, receive, max_bytes)
-        return lambda: body
+        return await read_body(headers, receive, max_bytes)
     if media_type == JSON:
         body = await read_body(headers, receive, max_bytes)
         return lambda: _from_json(body)

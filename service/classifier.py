@@ -1,6 +1,6 @@
 """One model, serving: the pipeline on one screen. Start reading here.
 
-select -> admit -> receive -> decode -> batch -> run -> postprocess -> encode
+select -> admit -> receive -> queue -> decode -> run -> postprocess -> encode
 """
 
 import asyncio
@@ -13,44 +13,65 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.api import ClassifyOptions
+from saccade.api import ClassifyOptions, Plan
 from saccade.bundle import Bundle
-from saccade.decode import decode
+from saccade.decode import Opened
 from saccade.errors import DeadlineExceeded
 from saccade.geometry import Region, region
-from saccade.preprocess import preprocess
+from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.batcher import Batcher, Ran, Runner
 from service.encode import to_json
 from service.metrics import Metrics
-from service.plan import Cpus, make_plan, stand_back
+from service.plan import stand_back
 from service.selection import Selection, select, too_large
 from service.session import OnnxRunner, load_head
 from service.settings import Settings
 from service.workers import Workers
 
-_LARGE_ANSWER = 20_000  # numbers; to encode more would hold up the event loop
+_SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**14
+"""A picture of at most so many is decoded on the event loop, in less time than it takes to hand it to a thread."""
 
-Receive = Callable[[], Awaitable[Callable[[], bytes]]]
+Body = bytes | Callable[[], bytes]
+"""The bytes of a picture, or what makes them of something else that came: not on the event loop."""
 
 
 class Picture(NamedTuple):
-    """A decoded picture."""
+    """A decoded picture, a quarter of the size of its pixel values, which are made where a batch needs them."""
 
-    pixels: NDArray[np.float32]  # (3, H, W)
+    pixels: NDArray[np.uint8]  # (H, W, 3)
     size: tuple[int, int]  # (width, height), upright
     seen: Region
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.pixels.shape
+        return channels, height, width
+
+
+class Answered(NamedTuple):
+    """The bytes of an answer, and what making them took, in seconds."""
+
+    body: bytes
+    decode_s: float
+    queue_s: float
+    run_s: float
+    encode_s: float
+
 
 class Classifier:
-    def __init__(self, bundle: Bundle, settings: Settings, cpus: Cpus, workers: Workers, metrics: Metrics) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, plan: Plan, workers: Workers, metrics: Metrics) -> None:
         """Opens the sessions and checks them. Raises BundleError, SettingsError."""
         self.manifest = bundle.manifest
+        self.plan = plan
         self._head = head = load_head(bundle)
         self._settings = settings
         self._workers = workers
         self._metrics = metrics.model(self.manifest)
-        self.plan = plan = make_plan(settings, cpus, settings.providers[0])
+        # a caller asks for the same thing of many pictures
+        self._select = functools.lru_cache(256)(
+            functools.partial(select, self.manifest, max_bytes=settings.max_response_bytes)
+        )
 
         def open_runner() -> OnnxRunner:
             return OnnxRunner(bundle, settings.providers, plan.intra_op_threads, plan.spinning, head)
@@ -68,9 +89,10 @@ class Classifier:
 
     def start(self, runners: Sequence[Runner], replace: Callable[[Runner], Runner] | None = None) -> None:
         """Lets `runners` do the work, as the plan says; `replace` gives a new one for one that hangs."""
-        self.batcher: Batcher[Picture] = Batcher(
+        self.batcher: Batcher[Picture, Answered] = Batcher(
             runners,
-            self._workers,
+            self._write,
+            self._workers if self.plan.decode_threads else None,
             self._metrics,
             max_batch=self.plan.max_batch,
             capacity=self.plan.queue_images,
@@ -80,47 +102,62 @@ class Classifier:
         )
         self._metrics.serves(self.plan, self.batcher)
 
-    async def classify(self, receive: Receive, options: ClassifyOptions, request_id: str, started: float) -> bytes:
+    async def classify(
+        self, receive: Callable[[], Awaitable[Body]], options: ClassifyOptions, request_id: str, started: float
+    ) -> bytes:
         """One picture -> the JSON of its answer.
 
-        `receive` waits for the body and gives a function that makes the picture's bytes of it, which is called in a
-        worker thread. `started` is when the request came, of time.monotonic(). Raises RequestError and ServiceError.
+        `receive` waits for the body. `started` is when the request came, of time.monotonic(). Raises RequestError and
+        ServiceError.
         """
-        selection = select(self.manifest, options, self._settings.max_response_bytes)
+        selection = self._select(options)
         timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
         # a caller with a longer deadline than the service's own must not keep a place by sending no body
         patience = min(timeout, self._settings.timeout_ms / 1000)
         with self.batcher.admission():  # before the body is read: what is not admitted costs no memory
             try:
                 async with asyncio.timeout(started + patience - time.monotonic()) as limit:
-                    read = await receive()
+                    body = await receive()
                     received = time.monotonic()
                     if timeout > patience:
                         limit.reschedule(asyncio.get_running_loop().time() + started + timeout - received)
                         patience = timeout
-                    picture = functools.partial(self._decode, read)
-                    ran = await self.batcher.run(picture, selection.outputs, started + timeout)
-                    encoding = time.monotonic()
-                    finish = functools.partial(self._finish, selection, ran, request_id, started)
-                    # still admitted: answers that are being encoded are bounded as well
-                    body = await self._workers.call(finish) if selection.numbers > _LARGE_ANSWER else finish()
+                    decode, small = self._decoding(body)
+                    finish = functools.partial(self._finish, selection, request_id, started)
+                    answered = await self.batcher.run(decode, selection.outputs, finish, started + timeout, here=small)
             except TimeoutError:
                 raise DeadlineExceeded(f"no answer within the deadline of {patience * 1000:.0f} ms") from None
-        if len(body) > self._settings.max_response_bytes:
-            raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(body)))
-        ended = time.monotonic()
-        self._metrics.image(received - started, ran.decode_s, ran.queue_s, ran.run_s, ended - encoding)
-        return body
+        answer, *seconds = answered
+        if len(answer) > self._settings.max_response_bytes:
+            raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(answer)))
+        self._metrics.image(received - started, *seconds)
+        return answer
 
     def close(self) -> None:
         self.batcher.close()
 
-    def _decode(self, read: Callable[[], bytes]) -> Picture:
-        spec = self.manifest.preprocessing
-        picture = decode(read(), spec.background, self._settings.max_pixels)
-        return Picture(preprocess(picture, spec), picture.size, region(picture.width, picture.height, spec))
+    def _decoding(self, body: Body) -> tuple[Callable[[], Picture], bool]:
+        """What gives the picture, and whether that is a small one. Raises InvalidImage, ImageTooLarge."""
+        if isinstance(body, bytes) and len(body) <= _SMALL_BYTES:
+            opened = Opened(body, self._settings.max_pixels)
+            return functools.partial(self._decode, opened), opened.pixels <= _SMALL_PIXELS
+        return functools.partial(self._read, body), False
 
-    def _finish(self, selection: Selection, ran: Ran[Picture], request_id: str, started: float) -> bytes:
+    def _read(self, body: Body) -> Picture:
+        data = body if isinstance(body, bytes) else body()
+        return self._decode(Opened(data, self._settings.max_pixels))
+
+    def _decode(self, opened: Opened) -> Picture:
+        spec = self.manifest.preprocessing
+        picture = opened.decode(spec.background)
+        return Picture(resize(picture, spec), picture.size, region(picture.width, picture.height, spec))
+
+    def _write(self, pictures: Sequence[Picture], rows: NDArray[np.float32]) -> None:
+        pixels: NDArray[np.uint8] = np.frombuffer(b"".join([one.pixels.data for one in pictures]), np.uint8)
+        normalize(pixels.reshape(len(pictures), *pictures[0].pixels.shape), self.manifest.preprocessing, out=rows)
+
+    def _finish(self, selection: Selection, request_id: str, started: float, ran: Ran[Picture]) -> Answered:
+        began = time.monotonic()
         picture = ran.picture
         fields = postprocess.answer(self.manifest, self._head, selection, ran.outputs, picture.size, picture.seen)
         timing = {
@@ -130,7 +167,8 @@ class Classifier:
             "total_ms": _milliseconds(time.monotonic() - started),
             "batch_size": ran.batch_size,
         }
-        return to_json({"request_id": request_id, **fields, "timing": timing})
+        body = to_json({"request_id": request_id, **fields, "timing": timing})
+        return Answered(body, ran.decode_s, ran.queue_s, ran.run_s, time.monotonic() - began)
 
 
 def _milliseconds(seconds: float) -> float:

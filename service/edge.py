@@ -4,11 +4,9 @@ import logging
 import random
 import re
 import time
-from collections.abc import Sequence
 
-from fastapi import Response
+from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saccade.errors import SaccadeError
@@ -27,12 +25,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
-        """Of `routes`, those of fixed path are found by it alone: the framework's way there costs more than they do."""
+    def __init__(self, app: FastAPI, inside: ASGIApp, keys: Keys, metrics: Metrics) -> None:
+        """Calls routes of `app` of fixed path directly: the framework's way there costs more than they do.
+
+        The rest goes to `inside`.
+        """
         self._app = app
+        self._inside = inside
         self._fixed = {
             (method, route.path): route
-            for route in routes
+            for route in app.routes
             if isinstance(route, Plain) and route.fixed
             for method in route.methods or ()
         }
@@ -41,7 +43,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._inside(scope, receive, send)
             return
         # of a header that is there twice, the first; as a dict, since it is asked six times
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
@@ -58,9 +60,10 @@ class Edge:
             await send(message)
 
         try:
-            response: ASGIApp = self._app
+            response: ASGIApp = self._inside
             route = self._fixed.get((scope["method"], scope["path"]))
             if route is not None:
+                scope["app"] = self._app
                 scope["route"] = route
                 response = route.app
             if scope["path"] not in OPEN_ROUTES and not scope["path"].startswith(OPEN_PREFIX):

@@ -1,10 +1,10 @@
 """The one table from errors of the domain to HTTP, and the one shape that all of them take."""
 
 import orjson
-from fastapi import Response
 
 from saccade import errors
 from saccade.errors import SaccadeError
+from service.plain import Json
 
 STATUS: dict[type[SaccadeError], int] = {
     errors.InvalidParameter: 400,
@@ -35,7 +35,7 @@ def status_of(error: SaccadeError) -> int:
     return STATUS.get(type(error), 500)
 
 
-def error_response(error: SaccadeError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(error: SaccadeError, request_id: str, headers: dict[str, str] | None = None) -> Json:
     """`{"error": sentence, "code": snake_case, "request_id": …}` with its status and headers."""
     headers = dict(headers or {})
     if isinstance(error, errors.Overloaded):
@@ -46,4 +46,4 @@ def error_response(error: SaccadeError, request_id: str, headers: dict[str, str]
     if len(sentence) > _LONGEST:  # it may quote what the caller sent
         sentence = f"{sentence[:_LONGEST]}…"
     body = orjson.dumps({"error": sentence, "code": error.code, "request_id": request_id})
-    return Response(body, status_of(error), headers, "application/json")
+    return Json(body, status_of(error), headers.items())

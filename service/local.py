@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import open_bundle
 from service.classifier import Classifier
 from service.metrics import Metrics
-from service.plan import find_cpus
+from service.plan import find_cpus, make_plan
 from service.session import check_providers
 from service.settings import load_settings
 from service.workers import Workers
@@ -18,14 +17,15 @@ from service.workers import Workers
 def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
     """What the service would answer. Raises RequestError, ServiceError, BundleError, SettingsError."""
 
-    async def receive() -> Callable[[], bytes]:
-        return lambda: picture
+    async def receive() -> bytes:
+        return picture
 
     settings = load_settings()
     check_providers(settings.providers)
-    workers = Workers(1)
+    plan = make_plan(settings, find_cpus(), settings.providers[0])
+    workers = Workers(plan.decode_threads)
     try:
-        classifier = Classifier(open_bundle(folder), settings, find_cpus(), workers, Metrics())
+        classifier = Classifier(open_bundle(folder), settings, plan, workers, Metrics())
         try:
             body = asyncio.run(classifier.classify(receive, options, "local", time.monotonic()))
         finally:

@@ -47,14 +47,18 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     """Settings, with what they leave open worked out from the CPUs.
 
     On CPU the sessions share all of them, one thread each as far as memory allows: threads of one session wait for each
-    other at every node, and whoever is off its CPU just then makes the others wait. The event loop and the threads that
-    decode have no CPU of their own: they need a fraction of one, sessions do not spin, and their threads stand back. A
-    GPU does the sessions' arithmetic, so that one session and one thread are enough there.
+    other at every node, and whoever is off its CPU just then makes the others wait. Where each CPU has a session of its
+    own, that session's thread decodes too: another thread could do so only in its place. Elsewhere threads of their own
+    decode ahead. They and the event loop have no CPU to themselves: they need a fraction of one, sessions do not spin,
+    and their threads stand back. A GPU does the sessions' arithmetic, so one session and one thread are enough there.
     """
     on_cpu = provider == "CPUExecutionProvider"
     share = max(1, cpus.usable // max(1, settings.intra_op_threads))  # sessions that find room
     instances = settings.instances or (_sessions(share) if on_cpu else 1)
     threads = settings.intra_op_threads or (max(1, cpus.usable // instances) if on_cpu else 1)
+    decode_threads = settings.decode_threads
+    if decode_threads is None:
+        decode_threads = 0 if on_cpu and threads == 1 and instances >= cpus.usable else cpus.usable
     return Plan(
         provider=provider,
         cpus=cpus.usable,
@@ -63,7 +67,7 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
         instances=instances,
         intra_op_threads=threads,
         spinning=settings.spinning,
-        decode_threads=settings.decode_threads or cpus.usable,
+        decode_threads=decode_threads,
         max_batch=settings.max_batch or (4 if on_cpu else 16),
         max_wait_ms=settings.max_wait_ms,
         queue_images=settings.queue_images,

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Iterator
 
+from saccade.api import Plan
 from saccade.bundle import find_bundles, open_bundle
 from saccade.errors import BundleError, InvalidParameter, SettingsError, UnknownModel
 from service.classifier import Classifier
 from service.metrics import Metrics
-from service.plan import Cpus
 from service.settings import Settings
 from service.workers import Workers
 
@@ -15,12 +15,12 @@ log = logging.getLogger("saccade.registry")
 
 
 class Registry:
-    def __init__(self, settings: Settings, cpus: Cpus, workers: Workers, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, plan: Plan, workers: Workers, metrics: Metrics) -> None:
         """Loads all bundles. Raises BundleError, SettingsError; then nothing stays open."""
         self._classifiers: dict[str, dict[int, Classifier]] = {}
         try:
             for folder in find_bundles(settings.models):
-                classifier = Classifier(open_bundle(folder), settings, cpus, workers, metrics)
+                classifier = Classifier(open_bundle(folder), settings, plan, workers, metrics)
                 manifest = classifier.manifest
                 self._classifiers.setdefault(manifest.name, {})[manifest.version] = classifier
                 log.info("%s is ready: %s", manifest.id, classifier.plan.model_dump())

@@ -1,7 +1,6 @@
 """The routes, each a few lines; and what OpenAPI says of them, made from the types they really use."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,7 +15,7 @@ from service.body import FIELD, JSON, MULTIPART, RAW, check_accept, read_picture
 from service.classifier import Classifier
 from service.encode import to_json
 from service.errors import STATUS
-from service.plain import Plain
+from service.plain import Json, Plain
 from service.presence import Presence
 
 _MEANING = {status: [] for status in sorted(set(STATUS.values()))}  # type: dict[int, list[str]]
@@ -99,13 +98,13 @@ async def classify(request: Request) -> Response:
         options = _options(scope["query_string"])
         classifier: Classifier = registry.get(options.model)
 
-        async def receive() -> Callable[[], bytes]:
-            read = await read_picture(headers, request.receive, service.settings.max_body_bytes)
+        async def receive():  # type: ignore[no-untyped-def]  # an annotation would be worked out at each request
+            body = await read_picture(headers, request.receive, service.settings.max_body_bytes)
             presence.watch()
-            return read
+            return body
 
         body = await classifier.classify(receive, options, state["request_id"], state["received"])
-    return Response(body, media_type=JSON)
+    return Json(body)
 
 
 @functools.lru_cache(1024)  # a caller asks for the same thing of many pictures
@@ -116,7 +115,7 @@ def _options(query: bytes) -> ClassifyOptions:
 @router.get("/v1/models", summary="What is served", responses={200: {"model": api.ModelList}, **_errors(503)})
 async def models(request: Request) -> Response:
     registry = request.app.state.service.registry()
-    return Response(to_json({"models": [_summary(one, registry.default) for one in registry]}), media_type=JSON)
+    return Json(to_json({"models": [_summary(one, registry.default) for one in registry]}))
 
 
 @router.get(
@@ -136,7 +135,7 @@ async def model(request: Request) -> Response:
         "parity": manifest["parity"],
         "plan": classifier.plan.model_dump(),
     }
-    return Response(to_json(info), media_type=JSON)
+    return Json(to_json(info))
 
 
 @router.get(
@@ -147,7 +146,7 @@ async def model(request: Request) -> Response:
 )
 async def live(request: Request) -> Response:
     request.app.state.service.alive()
-    return Response(to_json({"live": True}), media_type=JSON)
+    return Json(to_json({"live": True}))
 
 
 @router.get(
@@ -158,7 +157,7 @@ async def live(request: Request) -> Response:
 )
 async def ready(request: Request) -> Response:
     request.app.state.service.ready()
-    return Response(to_json({"ready": True}), media_type=JSON)
+    return Json(to_json({"ready": True}))
 
 
 @router.get(

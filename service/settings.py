@@ -61,7 +61,13 @@ class Settings(BaseSettings):
         le=86_400,
         description="Longest that one run may take; then its callers get 500 and a new session takes over",
     )
-    decode_threads: int = Field(0, ge=0, le=1024, description="Threads that decode pictures; 0 means one a CPU")
+    decode_threads: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="Threads that decode ahead of the sessions; 0: each session's own thread decodes; absent, 0 where "
+        "every CPU has a session with one thread, else one a CPU",
+    )
     max_body_bytes: int = Field(
         20 * 2**20, ge=1024, le=2**31, description="Largest request body; refused with 413 while it arrives"
     )

@@ -174,7 +174,7 @@ def put_runner(
     model: str = "tiny-cct",
     replace: Callable[[Runner], Runner] | None = None,
     **plan: Any,
-) -> Batcher[Any]:
+) -> Batcher[Any, Any]:
     """Lets `runners` do the work of `model` from here on, by the plan with these changes."""
     classifier = service.registry().get(model)
     classifier.close()

@@ -50,9 +50,23 @@ class Echo:
 class Picture(NamedTuple):
     pixels: Floats
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
 
 def image(number: float) -> Picture:
     return Picture(np.full((3, 2, 2), number, np.float32))
+
+
+def write(pictures: Sequence[Picture], rows: Floats) -> None:
+    for picture, row in zip(pictures, rows, strict=True):
+        row[:] = picture.pixels
+
+
+def same(ran: Ran[Picture]) -> Ran[Picture]:
+    """The answer is all that there is to know."""
+    return ran
 
 
 class Counts:
@@ -78,28 +92,29 @@ class Counts:
 @contextmanager
 def batching(
     *runners: Runner,
-    workers: int = 1,
+    workers: int | None = 1,
     meter: Counts | None = None,
     max_batch: int = 4,
     capacity: int = 100,
     **options: Any,
-) -> Iterator[Batcher[Picture]]:
-    """With one worker, so that pictures are decoded in the order they come."""
-    threads = Workers(workers)
-    batcher: Batcher[Picture] = Batcher(
-        runners, threads, meter or Counts(), max_batch=max_batch, capacity=capacity, **options
+) -> Iterator[Batcher[Picture, Ran[Picture]]]:
+    """With one worker, so that pictures are decoded in the order they come; None: the runners' threads decode."""
+    threads = None if workers is None else Workers(workers)
+    batcher: Batcher[Picture, Ran[Picture]] = Batcher(
+        runners, write, threads, meter or Counts(), max_batch=max_batch, capacity=capacity, **options
     )
     try:
         yield batcher
     finally:
         batcher.close()
-        threads.close()
+        if threads is not None:
+            threads.close()
 
 
 def submit(
-    batcher: Batcher[Picture], number: float, *outputs: str, deadline: float = LATER
+    batcher: Batcher[Picture, Ran[Picture]], number: float, *outputs: str, deadline: float = LATER
 ) -> "asyncio.Task[Ran[Picture]]":
-    return asyncio.create_task(batcher.run(lambda: image(number), outputs or ("logits",), deadline))
+    return asyncio.create_task(batcher.run(lambda: image(number), outputs or ("logits",), same, deadline))
 
 
 async def reached(runner: Echo) -> None:
@@ -114,7 +129,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def queued(batcher: Batcher[Picture], count: int) -> None:
+async def queued(batcher: Batcher[Picture, Ran[Picture]], count: int) -> None:
     """Waits until so many are decoded and wait for a runner."""
     await until(lambda: batcher.waiting == count)
 
@@ -250,10 +265,10 @@ def test_who_left_or_is_late_while_waiting_for_a_worker_is_not_even_decoded(
             return decode(0)
 
         with batching(runner, meter=meter) as batcher:
-            first = asyncio.create_task(batcher.run(slow, ("logits",), LATER))
+            first = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
             late = NOW if why == "late" else LATER
-            gone = [asyncio.create_task(batcher.run(lambda n=n: decode(n), ("logits",), late)) for n in (1, 2)]
-            stays = asyncio.create_task(batcher.run(lambda: decode(3), ("logits",), LATER))
+            gone = [asyncio.create_task(batcher.run(lambda n=n: decode(n), ("logits",), same, late)) for n in (1, 2)]
+            stays = asyncio.create_task(batcher.run(lambda: decode(3), ("logits",), same, LATER))
             await asyncio.sleep(0)  # all are with the workers now
             if why == "left":
                 for task in gone:
@@ -347,7 +362,7 @@ def test_closing_after_the_event_loop_has_gone_ends_cleanly() -> None:
     """The command line's loop is over before its engine is closed."""
     runner = Echo(shut=True)
 
-    async def scene(batcher: Batcher[Picture]) -> None:
+    async def scene(batcher: Batcher[Picture, Ran[Picture]]) -> None:
         tasks = [submit(batcher, 0)]
         await reached(runner)
         tasks.append(submit(batcher, 1))
@@ -478,7 +493,7 @@ def test_a_picture_that_cannot_be_decoded_is_told_to_its_caller_alone() -> None:
         runner, meter = Echo(), Counts()
         with batching(runner, meter=meter) as batcher:
             before = submit(batcher, 1)
-            spoiled = asyncio.create_task(batcher.run(broken, ("logits",), LATER))
+            spoiled = asyncio.create_task(batcher.run(broken, ("logits",), same, LATER))
             after = submit(batcher, 2)
             with pytest.raises(InvalidImage, match=r"^this one is damaged$"):
                 await spoiled
@@ -500,7 +515,7 @@ def test_what_nobody_foresaw_in_decoding_is_a_failure_and_the_worker_lives_on(er
         with batching(Echo()) as batcher:
             for number in (1, 2):
                 with pytest.raises(InferenceFailed) as caught:
-                    await batcher.run(broken, ("logits",), LATER)
+                    await batcher.run(broken, ("logits",), same, LATER)
                 assert str(caught.value) == f"decoding failed: {type(error).__name__}"
                 assert number_of(await submit(batcher, number)) == number
 
@@ -520,7 +535,7 @@ def test_pictures_are_decoded_while_a_batch_runs_and_by_several_workers_at_once(
         with batching(runner, workers=2) as batcher:
             first = submit(batcher, 0)
             await reached(runner)
-            tasks = [asyncio.create_task(batcher.run(lambda n=n: meet(n), ("logits",), LATER)) for n in (1, 2)]
+            tasks = [asyncio.create_task(batcher.run(lambda n=n: meet(n), ("logits",), same, LATER)) for n in (1, 2)]
             await queued(batcher, 2)
             runner.gate.set()
             assert [number_of(await task) for task in (first, *tasks)] == [0, 1, 2]
@@ -534,7 +549,7 @@ def test_an_answer_has_the_picture_that_was_decoded_and_its_times() -> None:
     async def scene() -> None:
         picture = image(5)
         with batching(Echo()) as batcher:
-            answer = await batcher.run(lambda: picture, ("logits",), LATER)
+            answer = await batcher.run(lambda: picture, ("logits",), same, LATER)
         assert answer.picture is picture
         assert min(answer.decode_s, answer.queue_s, answer.run_s) >= 0
 
@@ -818,8 +833,8 @@ def test_a_runner_whose_late_run_came_back_is_let_go() -> None:
     async def scene() -> None:
         hangs, workers = Echo(shut=True), Workers(1)
         gate, ghost = hangs.gate, weakref.ref(hangs)
-        batcher: Batcher[Picture] = Batcher(
-            [hangs], workers, Counts(), max_batch=1, capacity=9, run_timeout_s=SHORT, replace=lambda _: Echo()
+        batcher: Batcher[Picture, Ran[Picture]] = Batcher(
+            [hangs], write, workers, Counts(), max_batch=1, capacity=9, run_timeout_s=SHORT, replace=lambda _: Echo()
         )
         del hangs
         try:

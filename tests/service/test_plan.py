@@ -217,16 +217,18 @@ def plan(cpus: Cpus, provider: str = "CPUExecutionProvider", **settings: Any) ->
 @pytest.mark.parametrize(
     ("cpus", "settings", "instances", "threads", "decoding"),
     [
-        (1, {}, 1, 1, 1),
-        (2, {}, 2, 1, 2),
-        (3, {}, 3, 1, 3),
-        (4, {}, 4, 1, 4),
+        (1, {}, 1, 1, 0),
+        (2, {}, 2, 1, 0),
+        (3, {}, 3, 1, 0),
+        (4, {}, 4, 1, 0),
         (8, {}, 4, 2, 8),
         (64, {}, 4, 16, 64),
         (8, {"instances": 1}, 1, 8, 8),
         (8, {"instances": 2}, 2, 4, 8),
         (8, {"instances": 3}, 3, 2, 8),
-        (8, {"instances": 64}, 64, 1, 8),
+        (8, {"instances": 64}, 64, 1, 0),
+        (8, {"instances": 4, "intra_op_threads": 1}, 4, 1, 8),
+        (2, {"decode_threads": 0, "instances": 1}, 1, 2, 0),
         (8, {"intra_op_threads": 3}, 2, 3, 8),
         (8, {"intra_op_threads": 8}, 1, 8, 8),
         (8, {"intra_op_threads": 30}, 1, 30, 8),
@@ -238,7 +240,10 @@ def plan(cpus: Cpus, provider: str = "CPUExecutionProvider", **settings: Any) ->
 def test_threads_are_planned_from_the_cpus_unless_a_setting_says_how_many(
     cpus: int, settings: dict[str, int], instances: int, threads: int, decoding: int
 ) -> None:
-    """Explicit counts hold, wise or not; of what is left open, sessions of one thread come first, up to four."""
+    """Explicit counts hold, wise or not; of what is left open, sessions of one thread come first, up to four.
+
+    Threads that decode come only where there are CPUs without a session of their own.
+    """
     seen = plan(Cpus(cpus, INF), **settings)
     assert (seen["instances"], seen["intra_op_threads"], seen["decode_threads"]) == (instances, threads, decoding)
 
@@ -256,7 +261,7 @@ def test_a_plan_says_what_it_was_made_of_and_what_the_settings_said() -> None:
     settings = {"max_batch": 5, "max_wait_ms": 2.5, "queue_images": 7, "run_timeout_s": 9.0, "spinning": True}
     assert plan(Cpus(6, 2.25), **settings) == {
         "provider": "CPUExecutionProvider", "cpus": 2, "cpu_affinity": 6, "cpu_quota": 2.25, "instances": 2,
-        "intra_op_threads": 1, "decode_threads": 2, **settings,
+        "intra_op_threads": 1, "decode_threads": 0, **settings,
     }  # fmt: skip
     assert plan(Cpus(6, INF))["cpu_quota"] is None
     assert plan(Cpus(6, INF))["max_batch"] == 4
@@ -334,12 +339,13 @@ def test_in_a_real_cgroup_of_one_cpu_the_service_starts_threads_for_one(one_cpu_
     with started(enter, models=small) as server:
         assert str(server.process.pid) in (one_cpu_cgroup / "cgroup.procs").read_text().split()
         seen = shown(server)
-        for name in ("cpus", "intra_op_threads", "decode_threads", "instances"):
+        for name in ("cpus", "intra_op_threads", "instances"):
             assert seen[name] == 1, name
+        assert seen["decode_threads"] == 0  # the session's own thread decodes
         assert seen["cpu_quota"] == 1.0
         assert seen["cpu_affinity"] == len(os.sched_getaffinity(0))
         (line,) = [line for line in server.log.splitlines() if "tiny-resnet@1 is ready" in line]
-        for words in ("'cpus': 1", "'cpu_quota': 1.0", "'intra_op_threads': 1", "'decode_threads': 1"):
+        for words in ("'cpus': 1", "'cpu_quota': 1.0", "'intra_op_threads': 1", "'decode_threads': 0"):
             assert words in line
         assert re.search(
             r'^saccade_model_info\{.*cpu_quota="1\.0",cpus="1",.*\} 1\.0$',
@@ -354,8 +360,9 @@ def test_on_one_cpu_of_several_the_service_starts_threads_for_one(small: Path) -
     keep = f"os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
     with started(keep, models=small) as server:
         seen = shown(server)
-        for name in ("cpus", "cpu_affinity", "intra_op_threads", "decode_threads"):
+        for name in ("cpus", "cpu_affinity", "intra_op_threads"):
             assert seen[name] == 1, name
+        assert seen["decode_threads"] == 0
 
 
 def test_a_plan_is_what_is_really_started(small: Path) -> None:
@@ -365,4 +372,4 @@ def test_a_plan_is_what_is_really_started(small: Path) -> None:
         one_each = threads_of(server)
     with started(keep, models=small, intra_op_threads=3, decode_threads=4, instances=2) as server:
         runners, engines, decoders = 2, 2 * (3 - 1), 4
-        assert threads_of(server) - one_each == (runners - 1) + engines + (decoders - 1)
+        assert threads_of(server) - one_each == (runners - 1) + engines + decoders

@@ -227,8 +227,8 @@ def plot(parts: Parts, work: str, path: Path) -> None:
     bars.set_xlabel("images/s, 16 callers (median, range)")
     if f"{work}/open/2" in parts:
         lines = axes[0][1]
-        for name in CONTESTANTS:
-            shares = [share for share in SHARES if f"{work}/open/{share:g}" in parts]
+        shares = [share for share in SHARES if f"{work}/open/{share:g}" in parts]
+        for name in parts[f"{work}/open/{shares[0]:g}"]:
             p99 = [_median(parts[f"{work}/open/{share:g}"][name], "p99_s") * 1e3 for share in shares]
             lines.plot([f"{share:.0%}" for share in shares], p99, marker="o", label=SHORT[name],
                        color="#c44e52" if name == "ours" else None)  # fmt: skip

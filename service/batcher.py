@@ -250,6 +250,7 @@ class Batcher(Generic[_Picture, _Answer]):
         if self._closed.is_set() or self.broken:
             raise InferenceFailed(self._why_not())
         entry = _Entry(decode, outputs, finish, deadline, loop.create_future())
+        del decode  # the entry lets go of it as soon as it can
         self._ahead[entry] = None
         try:
             if here:
@@ -396,7 +397,6 @@ class Batcher(Generic[_Picture, _Answer]):
             outcome = InferenceFailed(f"a batch of {len(batch)} failed: {type(error).__name__}")
         started, seconds = lane.started, time.monotonic() - lane.started
         if not self._still_counts(lane):
-            self._hung -= 1  # it came back after all, and takes thread and session with it
             return False  # its members have been answered, and another runner works in its place
         if isinstance(outcome, InferenceFailed):
             self._fail(batch, outcome)
@@ -453,7 +453,10 @@ class Batcher(Generic[_Picture, _Answer]):
         """Whether the run that just ended does; it does not once it was given up."""
         with self._arrived:
             lane.batch = ()
-            return lane in self._lanes
+            if lane in self._lanes:
+                return True
+            self._hung -= 1  # it came back after all, and takes thread and session with it
+            return False
 
     def _watch(self) -> None:
         """Gives up runs that hang."""

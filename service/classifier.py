@@ -124,7 +124,9 @@ class Classifier:
                         patience = timeout
                     decode, small = self._decoding(body)
                     finish = functools.partial(self._finish, selection, request_id, started)
-                    answered = await self.batcher.run(decode, selection.outputs, finish, started + timeout, here=small)
+                    running = self.batcher.run(decode, selection.outputs, finish, started + timeout, here=small)
+                    del body, decode  # an upload is let go once its picture is decoded
+                    answered = await running
             except TimeoutError:
                 raise DeadlineExceeded(f"no answer within the deadline of {patience * 1000:.0f} ms") from None
         answer, *seconds = answered

@@ -94,11 +94,13 @@ def keep_to(cpus: Cpus) -> None:
     """Where a quota grants fewer CPUs than there are, keeps this process to as many, chosen at random.
 
     Spread over more, the threads would use the quota up side by side and then stand still together for the rest of
-    each period, the event loop among them. To be called before there are other threads.
+    each period, the event loop among them. Threads to come are kept with the one that starts them.
     """
     if cpus.usable < cpus.affinity and sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, random.sample(sorted(os.sched_getaffinity(0)), cpus.usable))
+        chosen = random.sample(sorted(os.sched_getaffinity(0)), cpus.usable)
+        for thread in Path("/proc/self/task").iterdir():  # libraries have started some already
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(int(thread.name), chosen)
 
 
 def _cgroup_quota(root: Path) -> float:

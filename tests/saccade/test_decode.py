@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.decode import FORMATS, decode, decode_base64
+from saccade.decode import FORMATS, Opened, decode, decode_base64
 from saccade.errors import ImageTooLarge, InvalidImage
 
 WHITE = (255, 255, 255)
@@ -397,6 +397,19 @@ def test_over_the_pixel_limit_is_refused_before_any_pixel_is_decoded(kind: str) 
     data = saved(noise(64, 48), kind)
     with pytest.raises(ImageTooLarge, match="64 x 48 = 3072 pixels; the limit is 3071"):
         decode(data[: len(data) // 2] if kind != "WEBP" else data, WHITE, max_pixels=3071)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_size_is_known_before_any_pixel_is_decoded(kind: str) -> None:
+    """What a picture will cost can be asked of its header: its pixels may not even be there."""
+    data = saved(noise(300, 200), kind)
+    assert Opened(data).pixels == 300 * 200
+    cut = data if kind in ("WEBP", "TIFF") else data[: len(data) // 2]  # these two know their length
+    opened = Opened(cut)
+    assert opened.pixels == 300 * 200
+    if cut is not data:
+        with pytest.raises(InvalidImage, match=f"cut short \\({len(cut)} bytes\\)"):
+            opened.decode(WHITE)
 
 
 def test_a_picture_at_the_limit_is_welcome() -> None:

@@ -192,10 +192,11 @@ class Scene:
         *runners: Runner,
         model: str = "tiny-cct",
         replace: Callable[[Runner], Runner] | None = None,
+        decode_threads: int | None = None,
         **plan: Any,
     ) -> None:
         self.model = model
-        self.service = Service(Settings(models=models, default_model=model))
+        self.service = Service(Settings(models=models, default_model=model, decode_threads=decode_threads))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -556,6 +556,304 @@ def test_an_answer_has_the_picture_that_was_decoded_and_its_times() -> None:
     asyncio.run(scene())
 
 
+# --- who does what
+
+
+async def names_of(batcher: Batcher[Picture, Any], **options: bool) -> list[str]:
+    """The threads that decoded and finished one picture."""
+    names: list[str] = []
+
+    def decode() -> Picture:
+        names.append(threading.current_thread().name)
+        return image(1)
+
+    def finish(_: Ran[Picture]) -> None:
+        names.append(threading.current_thread().name)
+
+    await batcher.run(decode, ("logits",), finish, LATER, **options)
+    return names
+
+
+def test_with_workers_a_runners_thread_does_nothing_but_run() -> None:
+    """What runs may be a GPU, which would stand still meanwhile."""
+
+    async def scene() -> None:
+        with batching(Echo(), workers=1) as batcher:
+            assert await names_of(batcher) == ["worker-0", "worker-0"]
+
+    asyncio.run(scene())
+
+
+def test_without_workers_a_runners_thread_does_all_of_it() -> None:
+    """Where each CPU has a runner, another thread could only work in its place."""
+
+    async def scene() -> None:
+        with batching(Echo(), workers=None) as batcher:
+            assert await names_of(batcher) == [RUNNER, RUNNER]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_what_is_small_is_decoded_where_it_arrived(workers: int | None) -> None:
+    """On the event loop, in less time than the hand-over takes; its refusal comes at once, unchanged."""
+
+    def broken() -> Picture:
+        raise InvalidImage("no")
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, workers=workers) as batcher:
+            decoded, finished = await names_of(batcher, here=True)
+            assert decoded == threading.current_thread().name
+            assert finished == (RUNNER if workers is None else "worker-0")
+            with pytest.raises(InvalidImage, match="no"):
+                await batcher.run(broken, ("logits",), same, LATER, here=True)
+            assert batcher.waiting == 0
+        assert runner.batches == [[1]]
+
+    asyncio.run(scene())
+
+
+def test_without_workers_two_runners_decode_two_pictures_side_by_side() -> None:
+    """Large pictures that come together do not wait for each other in one thread while another has nothing to do."""
+
+    async def scene() -> None:
+        both = threading.Barrier(2)
+
+        def meet(number: float) -> Picture:
+            both.wait(30)
+            return image(number)
+
+        with batching(Echo(), Echo(), workers=None, max_batch=8) as batcher:
+            tasks = [
+                asyncio.create_task(batcher.run(lambda n=n: meet(n), ("logits",), same, LATER)) for n in (1, 2, 3, 4)
+            ]
+            assert [number_of(await task) for task in tasks] == [1, 2, 3, 4]
+
+    asyncio.run(scene())
+
+
+def test_without_workers_who_is_decoded_does_not_wait_for_decoding_that_takes_longer_than_a_run() -> None:
+    """A batch is worth waiting for as long as decoding is the smaller part of the work."""
+
+    async def scene() -> None:
+        runner, meter, go_on = Echo(), Counts(), threading.Event()
+
+        def slow() -> Picture:
+            assert go_on.wait(30)
+            end = time.monotonic() + 2 * meter.seconds[0]
+            while time.monotonic() < end:  # twice as long as the run before it
+                pass
+            return image(1)
+
+        with batching(runner, workers=None, meter=meter) as batcher:
+            await submit(batcher, 0)
+            first = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
+            second = submit(batcher, 2)
+            await queued(batcher, 2)
+            go_on.set()
+            assert [(await task).batch_size for task in (first, second)] == [1, 1]
+        assert runner.batches == [[0], [1], [2]]
+
+    asyncio.run(scene())
+
+
+def test_without_workers_pictures_that_are_decoded_in_less_time_than_a_run_takes_share_one() -> None:
+    """The three that came while the first one ran."""
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, workers=None, max_batch=4) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            others = [submit(batcher, number) for number in (1, 2, 3)]
+            await queued(batcher, 3)
+            soon = time.monotonic() + 0.2  # a run that takes longer than decoding does on any machine
+            await until(lambda: time.monotonic() > soon)
+            runner.gate.set()
+            assert [(await task).batch_size for task in (first, *others)] == [1, 3, 3, 3]
+        assert runner.batches == [[0], [1, 2, 3]]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("why", ["left", "late"])
+def test_without_workers_who_left_or_is_late_is_neither_decoded_nor_run(why: Literal["left", "late"]) -> None:
+    """As with them: dropped before anything is spent on it, and counted by its reason."""
+
+    async def scene() -> None:
+        runner, meter, decoded = Echo(shut=True), Counts(), []
+
+        def decode(number: int) -> Picture:
+            decoded.append(number)
+            return image(number)
+
+        with batching(runner, workers=None, meter=meter) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            late = NOW if why == "late" else LATER
+            gone = [asyncio.create_task(batcher.run(lambda n=n: decode(n), ("logits",), same, late)) for n in (1, 2)]
+            stays = asyncio.create_task(batcher.run(lambda: decode(3), ("logits",), same, LATER))
+            await queued(batcher, 3)
+            if why == "left":
+                for task in gone:
+                    task.cancel()
+                await asyncio.gather(*gone, return_exceptions=True)
+            runner.gate.set()
+            assert [number_of(await task) for task in (first, stays)] == [0, 3]
+            ends = await asyncio.gather(*gone, return_exceptions=True)
+        assert {type(end) for end in ends} == {DeadlineExceeded if why == "late" else asyncio.CancelledError}
+        assert decoded == [3]
+        assert meter.reasons == [why, why]
+        assert runner.batches == [[0], [3]]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_body_is_let_go_once_its_picture_is_decoded(workers: int | None) -> None:
+    """Twenty megabytes of upload do not wait for the engine beside the picture that was made of them."""
+
+    class Body:
+        def decode(self) -> Picture:
+            return image(1)
+
+    async def scene() -> None:
+        runner, body = Echo(shut=True), Body()
+        ghost = weakref.ref(body)
+        with batching(runner, workers=workers) as batcher:
+            task = asyncio.create_task(batcher.run(body.decode, ("logits",), same, LATER))
+            await asyncio.sleep(0)
+            del body
+            await reached(runner)
+            assert ghost() is None
+            runner.gate.set()
+            await task
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_an_answer_that_cannot_be_made_is_told_to_its_caller_alone(workers: int | None) -> None:
+    """A NaN in one row is no trouble of the other rows; even of SystemExit the threads live on."""
+
+    def fail(error: BaseException) -> Callable[[Ran[Picture]], Ran[Picture]]:
+        def finish(_: Ran[Picture]) -> Ran[Picture]:
+            raise error
+
+        return finish
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, workers=workers) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            finishes = [
+                same,
+                fail(InferenceFailed("not finite")),
+                fail(ZeroDivisionError("no")),
+                fail(SystemExit("no")),
+            ]
+            members = [
+                asyncio.create_task(batcher.run(lambda: image(7), ("logits",), finish, LATER, here=True))
+                for finish in finishes
+            ]
+            await queued(batcher, 4)
+            runner.gate.set()
+            good, *failed = await asyncio.gather(*members, return_exceptions=True)
+            assert number_of(await first) == 0
+            assert isinstance(good, Ran)
+            assert (number_of(good), good.batch_size) == (7, 4)
+            assert [type(error) for error in failed] == [InferenceFailed, ZeroDivisionError, InferenceFailed]
+            assert str(failed[0]) == "not finite"
+            assert number_of(await submit(batcher, 8)) == 8
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_who_leaves_while_his_answer_is_being_made_disturbs_nobody(workers: int | None) -> None:
+    """As one whose deadline passes then: the answer has nowhere to go, silently."""
+
+    async def scene() -> None:
+        troubles: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        began, go_on = threading.Event(), threading.Event()
+
+        def finish(ran: Ran[Picture]) -> Ran[Picture]:
+            began.set()
+            assert go_on.wait(30)
+            return ran
+
+        with batching(Echo(), workers=workers) as batcher:
+            task = asyncio.create_task(batcher.run(lambda: image(1), ("logits",), finish, LATER))
+            assert await asyncio.to_thread(began.wait, 30)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            go_on.set()
+            assert number_of(await submit(batcher, 2)) == 2
+        assert troubles == []
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_the_queue_shows_what_is_being_decoded(workers: int | None) -> None:
+    """An image that is not yet running waits, whatever is done to it meanwhile."""
+
+    async def scene() -> None:
+        began, go_on = threading.Event(), threading.Event()
+
+        def decode() -> Picture:
+            began.set()
+            assert go_on.wait(30)
+            return image(1)
+
+        with batching(Echo(), workers=workers) as batcher:
+            task = asyncio.create_task(batcher.run(decode, ("logits",), same, LATER))
+            assert await asyncio.to_thread(began.wait, 30)
+            assert batcher.waiting == 1
+            age = batcher.age
+            assert age > 0
+            assert batcher.age > age
+            go_on.set()
+            await task
+            assert (batcher.waiting, batcher.age) == (0, 0)
+
+    asyncio.run(scene())
+
+
+def test_closing_waits_for_no_decoding_and_answers_those_behind_it() -> None:
+    """A picture that takes minutes does not hold up the end of the process; its caller is told when it is over."""
+
+    async def scene() -> None:
+        runner, began, go_on = Echo(), threading.Event(), threading.Event()
+
+        def slow() -> Picture:
+            began.set()
+            assert go_on.wait(30)
+            return image(0)
+
+        with batching(runner, workers=None) as batcher:
+            first = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
+            assert await asyncio.to_thread(began.wait, 30)
+            behind = [submit(batcher, number) for number in range(1, 9)]
+            await queued(batcher, 9)
+            closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+            for task in behind:
+                with pytest.raises(InferenceFailed, match="stopped"):
+                    await task
+            await closing  # within its two seconds
+            assert not first.done()
+            go_on.set()
+            with pytest.raises(InferenceFailed, match="stopped"):
+                await first
+        assert runner.batches == []
+
+    asyncio.run(scene())
+
+
 # --- waiting for company
 
 
@@ -800,6 +1098,51 @@ def test_where_no_new_runner_can_be_opened_the_engine_is_given_up() -> None:
                     await task
             assert batcher.broken
             hangs.gate.set()
+
+    asyncio.run(scene())
+
+
+def test_a_new_runner_that_does_not_open_is_given_up_too() -> None:
+    """After ten run timeouts: who waits for it is told, and not left to his deadline."""
+
+    async def scene() -> None:
+        hangs, meter, go_on = Echo(shut=True), Counts(), threading.Event()
+
+        def replace(_: Runner) -> Runner:
+            assert go_on.wait(30)
+            return Echo()
+
+        with batching(hangs, meter=meter, run_timeout_s=0.05, replace=replace) as batcher:
+            with pytest.raises(InferenceFailed, match="took longer"):
+                await submit(batcher, 0)
+            waits = submit(batcher, 1)
+            with pytest.raises(InferenceFailed, match="no session is left that works"):
+                await waits
+            assert batcher.broken
+            assert meter.hangs == 2
+            hangs.gate.set()
+            go_on.set()
+
+    asyncio.run(scene())
+
+
+def test_runs_that_hang_and_come_back_are_forgotten() -> None:
+    """Only threads that are lost count against the three: a slow disk once an hour does not end the service."""
+
+    async def scene() -> None:
+        runners, meter = [Echo(shut=True) for _ in range(8)], Counts()
+        more, before = iter(runners[1:]), set(threading.enumerate())
+        with batching(runners[0], meter=meter, run_timeout_s=0.05, replace=lambda _: next(more)) as batcher:
+            for number, runner in enumerate(runners[:-1]):
+                (thread,) = [one for one in threading.enumerate() if one.name == RUNNER and one not in before]
+                with pytest.raises(InferenceFailed, match="took longer"):
+                    await submit(batcher, number)
+                runner.gate.set()
+                await asyncio.to_thread(thread.join, 30)
+                assert not batcher.broken
+            runners[-1].gate.set()
+            assert number_of(await submit(batcher, 9)) == 9
+            assert meter.hangs == 7
 
     asyncio.run(scene())
 

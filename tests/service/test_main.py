@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server
-from tests.service.reference import PNG
+from tests.service.reference import PNG, encoded, picture
 
 
 def wait_for(server: Server, word: str) -> str:
@@ -28,12 +29,12 @@ def wait_for(server: Server, word: str) -> str:
     raise AssertionError(f"the process ended without saying {word}")
 
 
-def half_sent(server: Server) -> tuple[socket.socket, bytes]:
+def half_sent(server: Server, query: str = "") -> tuple[socket.socket, bytes]:
     """A request that the service has taken and whose body is not all there: (connection, the rest)."""
     address = httpx.URL(server.url)
     connection = socket.create_connection((address.host, address.port or 80), timeout=30)
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: here\r\nContent-Length: {len(PNG)}\r\nExpect: 100-continue\r\n\r\n"
-    connection.sendall(head.encode())
+    head = f"POST /v1/classify{query} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(PNG)}\r\n"
+    connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
     assert connection.recv(100).startswith(b"HTTP/1.1 100")  # sent when the route begins to read the body
     connection.sendall(PNG[:50])
     return connection, PNG[50:]
@@ -65,6 +66,62 @@ def test_an_upload_that_stalls_is_ended_by_its_deadline(small: Path) -> None:
     assert b"deadline_exceeded" in answer
     connection.close()
     assert server.stop() == 0
+
+
+def test_a_body_has_the_services_own_time_to_come_however_long_its_caller_would_wait(small: Path) -> None:
+    """An hour's deadline is for the answer: no place is kept for an hour by sending nothing."""
+    with Server(models=small, port=0, drain_grace_s=0, timeout_ms=300) as server:
+        connection, _ = half_sent(server, "?timeout_ms=3600000")
+        answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        assert b"deadline of 300 ms" in answer
+        connection.close()
+        assert server.stop() == 0
+
+
+def test_after_the_grace_new_work_is_told_that_the_service_is_draining_while_old_work_is_finished(
+    small: Path,
+) -> None:
+    """503 with its reason on new connections, for as long as one accepted request is unfinished; that one gets its
+    answer, and the process ends with 0.
+    """
+    with Server(models=small, port=0, drain_grace_s=0) as server:
+        connection, rest = half_sent(server)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(server, "draining")
+        for _ in range(1000):  # the grace of no seconds is over at a turn of the loop
+            response = httpx.post(f"{server.url}/v1/classify", content=PNG)
+            if response.status_code == 503:
+                break
+        assert (response.status_code, response.json()["code"]) == (503, "draining")
+        assert httpx.get(f"{server.url}/v2/health/ready").json()["code"] == "draining"
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+        connection.sendall(rest)
+        answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        connection.close()
+        assert server.stop() == 0
+
+
+def test_what_waits_in_the_queue_is_finished_before_the_process_ends(small: Path) -> None:
+    """Sixteen callers at a signal, most of them not yet at the engine: each is answered, none is cut off."""
+    large = encoded(picture(1500, 1500), "PNG")
+    with (
+        Server(models=small, port=0, drain_grace_s=0, instances=1, intra_op_threads=1, max_batch=1) as server,
+        ThreadPoolExecutor(16) as threads,
+    ):
+        asked = [threads.submit(httpx.post, f"{server.url}/v1/classify", content=large, timeout=60) for _ in range(16)]
+        while not any(one.done() for one in asked):
+            found = re.search(r"^saccade_queue_images{.*} (\S+)$", httpx.get(f"{server.url}/metrics").text, re.M)
+            assert found
+            if float(found[1]) >= 4:
+                break
+        assert float(found[1]) >= 4
+        server.process.send_signal(signal.SIGTERM)
+        statuses = [one.result().status_code for one in asked]  # no connection is cut
+        assert set(statuses) <= {200, 503}
+        assert statuses.count(200) >= 4
+        assert server.stop() == 0
 
 
 def test_while_draining_readiness_is_503_on_an_open_listener_and_work_is_taken(small: Path) -> None:

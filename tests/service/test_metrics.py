@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import prometheus_client
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from saccade.bundle import open_bundle
+from service.metrics import Histogram
 from tests.service.reference import PNG, Gated, Scene, ask
 
 Start = Callable[..., TestClient]
@@ -203,6 +206,31 @@ def test_the_plan_of_each_model_is_among_the_metrics(serve: Start) -> None:
         }.items():  # fmt: skip
             assert labels[name] == expected
             assert plan[name] == (json.loads(expected.lower()) if name != "provider" else expected)
+
+
+def test_a_histogram_is_that_of_the_client_library() -> None:
+    """Bounds included, whole numbers among them: what dashboards know of Prometheus's own histograms holds."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.001, 0.5, 1, 10)
+    own = Histogram("some_seconds", "Some time", ["model"], bounds, ours)
+    reference = prometheus_client.Histogram("some_seconds", "Some time", ["model"], buckets=bounds, registry=theirs)
+    for model in ("a", "b"):
+        own.labels(model)
+        reference.labels(model)
+    for value in (0.0, 0.001, 0.0010001, 0.3, 0.5, 1.0, 1.0001, 10.0, 11.0, 1e9):
+        own.labels("a").observe(value)
+        reference.labels("a").observe(value)
+    expected = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == expected
+
+
+def test_an_answer_over_the_limit_is_no_image(serve: Start) -> None:
+    """It was run, and nobody has it."""
+    query = {"attention": "last", "heads": "all", "decimals": 9}
+    client = serve(max_response_bytes=len(serve().post("/v1/classify", params=query, content=PNG).content) - 500)
+    assert client.post("/v1/classify", params=query, content=PNG).json()["code"] == "response_too_large"
+    assert value(client, "saccade_batch_images_sum", model="tiny-cct@1") == 1
+    assert value(client, "saccade_images_total", model="tiny-cct@1") == 0
 
 
 def test_refused_pictures_are_no_images(serve: Start) -> None:

@@ -344,6 +344,9 @@ def test_in_a_real_cgroup_of_one_cpu_the_service_starts_threads_for_one(one_cpu_
         assert seen["decode_threads"] == 0  # the session's own thread decodes
         assert seen["cpu_quota"] == 1.0
         assert seen["cpu_affinity"] == len(os.sched_getaffinity(0))
+        # and all of them on one CPU: spread over more they would use the quota up side by side and stand still together
+        for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+            assert len(os.sched_getaffinity(int(thread.name))) == 1
         (line,) = [line for line in server.log.splitlines() if "tiny-resnet@1 is ready" in line]
         for words in ("'cpus': 1", "'cpu_quota': 1.0", "'intra_op_threads': 1", "'decode_threads': 0"):
             assert words in line
@@ -353,6 +356,8 @@ def test_in_a_real_cgroup_of_one_cpu_the_service_starts_threads_for_one(one_cpu_
             flags=re.M,
         )
         assert httpx.post(f"{server.url}/v1/classify", content=PNG).status_code == 200
+        with started(f"os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})", models=small) as other:
+            assert threads_of(server) == threads_of(other)  # as many as on a machine that has one, libraries' included
 
 
 def test_on_one_cpu_of_several_the_service_starts_threads_for_one(small: Path) -> None:

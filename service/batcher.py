@@ -192,7 +192,7 @@ class Batcher(Generic[_Picture, _Answer]):
 
     @property
     def waiting(self) -> int:
-        """Images that are here and not yet running: waiting for a worker, being decoded, or waiting for a runner."""
+        """Images that are here and not yet running: waiting to be decoded, being decoded, or waiting for a runner."""
         return len(self._ahead)
 
     @property
@@ -335,10 +335,13 @@ class Batcher(Generic[_Picture, _Answer]):
             self._lose(lane)
             return
         lane.make = None
-        while not self._closed.is_set():
-            batch = self._next_batch(lane)
-            if batch and not self._run(lane, batch):
-                return
+        while not self._closed.is_set() and self._serve(lane):
+            pass
+
+    def _serve(self, lane: _Lane) -> bool:
+        """One batch, of which nothing is kept: answers may be large, and the next batch hours away."""
+        batch = self._next_batch(lane)
+        return not batch or self._run(lane, batch)
 
     def _next_batch(self, lane: _Lane) -> list[_Entry[_Picture, _Answer]]:
         """Live and decoded entries; none once closed.

@@ -48,3 +48,4 @@ class Workers:
                 work()
             except BaseException:  # a thread must outlive whatever its work raises
                 log.exception("work failed")
+            del work  # the next may be hours away

@@ -735,6 +735,23 @@ def test_a_body_is_let_go_once_its_picture_is_decoded(workers: int | None) -> No
 
 
 @pytest.mark.parametrize("workers", [None, 1])
+def test_an_answer_is_let_go_once_it_is_sent(workers: int | None) -> None:
+    """A quiet service does not keep the last answers, of which each may have megabytes."""
+
+    class Answer:
+        pass
+
+    async def scene() -> None:
+        with batching(Echo(), workers=workers) as batcher:
+            answer = await batcher.run(lambda: image(1), ("logits",), lambda _: Answer(), LATER)  # type: ignore[arg-type]
+            ghost = weakref.ref(answer)
+            del answer
+            await until(lambda: ghost() is None)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
 def test_an_answer_that_cannot_be_made_is_told_to_its_caller_alone(workers: int | None) -> None:
     """A NaN in one row is no trouble of the other rows; even of SystemExit the threads live on."""
 

@@ -269,18 +269,22 @@ def test_one_worker_process_may_be_asked_for(small: Path, monkeypatch: pytest.Mo
         assert server.stop() == 0
 
 
+UVICORN = ("uvicorn", "--port", "0")
+GUNICORN = ("gunicorn", "--worker-class", "uvicorn_worker.UvicornWorker", "--bind", "127.0.0.1:0")
+
+
 @contextlib.contextmanager
 def embedded(folder: Path, models: Path, *arguments: str) -> Iterator[Iterator[str]]:
-    """The lines that uvicorn says with a module that embeds the service; it and its workers end afterwards."""
+    """The lines that a server says with a module that embeds the service; it and its workers end afterwards."""
     (folder / "embedding.py").write_text(
         "from service.app import create_app\nfrom service.settings import load_settings\n\n"
         "app = create_app(load_settings())\n"
     )
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), "--port", "0", *arguments, "embedding:app"]
+    command = [sys.executable, "-m", *arguments, "embedding:app"]
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment_with(models=models) | {"PYTHONPATH": str(ROOT)},
+        env=environment_with(models=models) | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -295,24 +299,31 @@ def embedded(folder: Path, models: Path, *arguments: str) -> Iterator[Iterator[s
         process.wait()
 
 
+@pytest.mark.parametrize("server", [UVICORN, GUNICORN], ids=["uvicorn", "gunicorn"])
 def test_a_second_worker_process_of_a_server_that_embeds_the_service_refuses_to_start(
-    tmp_path: Path, small: Path
+    tmp_path: Path, small: Path, server: tuple[str, ...]
 ) -> None:
-    """Under uvicorn --workers 2 one serves, and the other says in its log what it is and what to do instead."""
-    with embedded(tmp_path, small, "--workers", "2") as lines:
+    """With --workers 2 one serves, and the other says in its log what it is and what to do instead."""
+    with embedded(tmp_path, small, *server, "--workers", "2") as lines:
         said = ""
         for line in lines:
             said += line
             if "SettingsError: this is a second worker process" in line:
                 break
         assert f"SettingsError: this is a second worker process of one server: {ONE}" in said
+        if server is GUNICORN:
+            return  # it ends as a whole where a worker does not start
         # the first of them started, before or after
         while "Application startup complete" not in said:
             said += (line := next(lines))
             assert line
 
 
-@pytest.mark.parametrize("arguments", [(), ("--workers", "1"), ("--reload",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [UVICORN, (*UVICORN, "--workers", "1"), (*UVICORN, "--reload"), (*GUNICORN, "--workers", "1")],
+    ids=["uvicorn", "uvicorn-1", "uvicorn-reload", "gunicorn-1"],
+)
 def test_one_process_of_a_server_that_embeds_the_service_serves(
     tmp_path: Path, small: Path, arguments: tuple[str, ...]
 ) -> None:
@@ -323,7 +334,7 @@ def test_one_process_of_a_server_that_embeds_the_service_serves(
             said += (line := next(lines))
             assert line
             complete = complete or "Application startup complete" in line
-            url = (re.findall(r"running on (http://[0-9.:]+)", line) or [url])[0]
+            url = (re.findall(r"(?:running on|Listening at:) (http://[0-9.:]+)", line) or [url])[0]
         assert httpx.get(f"{url}/v2/health/ready", timeout=60).status_code == 200
         assert httpx.post(f"{url}/v1/classify", content=PNG, timeout=60).status_code == 200
 

@@ -15,6 +15,9 @@ from benchmarks.peers.running import HOST, Running, free_port, launch
 from benchmarks.works import QUERIES, ROOT, Work
 
 Settings = Mapping[str, Any]
+
+SAME = {"OPENBLAS_NUM_THREADS": "1"}
+"""In everybody's environment, since the service sets it for itself."""
 Space = dict[str, tuple[Any, ...]]
 
 
@@ -179,4 +182,5 @@ def _only(work: Work, cache: Path) -> Path:
 
 
 def _outside() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("SACCADE_")}
+    given = {name: value for name, value in os.environ.items() if not name.startswith("SACCADE_")}
+    return {**given, **SAME}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from benchmarks.contestants import Contestant, Settings, Space, start
+from benchmarks.contestants import SAME, Contestant, Settings, Space, start
 from benchmarks.load import closed
 from benchmarks.process import cpu_seconds, peak_memory
 from benchmarks.works import QUERIES, ROOT, Work
@@ -130,7 +130,7 @@ class LiveLimit:
         files = ["--bundle", str(work.bundle), "--picture", str(work.picture), f"--query={QUERIES[query]}"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.limit", *files, *given],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env={**os.environ, **SAME}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.pid = self._process.pid
         self._hear()

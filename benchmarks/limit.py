@@ -9,8 +9,6 @@ stay warm: `run SECONDS` (all threads), `one SECONDS` (one thread, one picture a
 import argparse
 import json
 import math
-import os
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +40,8 @@ class Limit:
         self._threads = ThreadPoolExecutor(threads)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """All threads. p50_s only where it is the time of one picture that has the machine for itself."""
-        alone = self._batch == len(self._pipelines) == 1
-        started, cpu = time.perf_counter(), time.process_time()
+        """All threads."""
+        started = time.perf_counter()
         running = [
             self._threads.submit(loop, pipeline, self._body, self._batch, seconds) for pipeline in self._pipelines
         ]
@@ -55,9 +52,6 @@ class Limit:
             "images": images,
             "seconds": elapsed,
             "images_per_s": images / elapsed,
-            "cpu_s": time.process_time() - cpu,
-            "peak_rss": peak_rss(),
-            "p50_s": quantile(durations, 0.5) if alone else None,
         }
 
     def one(self, seconds: float) -> dict[str, Any]:
@@ -72,19 +66,6 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def peak_rss() -> int:
-    """Bytes. Not getrusage's ru_maxrss, which a process takes over from the one that it was forked from."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def age() -> float:
-    """Seconds since this process was started, to a hundredth: the interpreter's own start is among them."""
-    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # the 22nd field, in ticks
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
@@ -94,16 +75,13 @@ def main() -> None:
     parser.add_argument("--intra-op", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--spin", type=int, choices=(0, 1), default=0)
-    parser.add_argument("--start-only", action="store_true", help="say ready and end")
     given = parser.parse_args()
     body = given.picture.read_bytes()
     limit = Limit(
         given.bundle, body, given.query,
         threads=given.threads, intra_op=given.intra_op, batch=given.batch, spin=bool(given.spin),
     )  # fmt: skip
-    print(json.dumps({"ready": True, "start_s": age()}), flush=True)
-    if given.start_only:
-        return
+    print(json.dumps({"ready": True}), flush=True)
     commands = {"run": limit.run, "one": limit.one}
     for line in sys.stdin:
         name, seconds = line.split()

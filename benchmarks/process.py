@@ -51,17 +51,6 @@ def peak_memory(pid: int) -> int:
     return _total(pid, "status", "VmHWM")
 
 
-def memory(pid: int) -> int:
-    """What the tree holds now, in bytes: a page that n processes share counts as one n-th in each (PSS).
-
-    Where the kernel does not show that, resident sizes, in which a shared page counts once for each.
-    """
-    try:
-        return _total(pid, "smaps_rollup", "Pss")
-    except (PermissionError, FileNotFoundError):
-        return _total(pid, "status", "VmRSS")
-
-
 def _stat(pid: int) -> list[str]:
     """The fields of proc(5)'s stat from `state` on: the name before them may hold anything, brackets too."""
     try:

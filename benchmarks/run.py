@@ -8,6 +8,7 @@ again with the same FILE.
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -88,6 +89,8 @@ class Book:
     def part(self, name: str, measure: Callable[[], Any]) -> Any:
         """What was measured before under this name, or is now."""
         if name not in self.parts:
+            if self.parts.get("code", _code()) != _code():
+                raise RuntimeError("the code has changed since this run began: a page is of one state of it")
             print(f"{datetime.now(UTC):%H:%M:%S} {name}", file=sys.stderr, flush=True)
             self.parts[name] = measure()
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,9 @@ class Before(Ours):
     def command(
         self, work: Work, query: str, settings: Settings, port: int, cache: Path
     ) -> tuple[list[str], dict[str, str], Path]:
-        command, environment, _ = super().command(work, query, settings, port, cache)
+        # 0 was one a CPU there, as absent is
+        known = {name: value for name, value in settings.items() if name != "decode_threads"}
+        command, environment, _ = super().command(work, query, known, port, cache)
         return command, environment, self._folder
 
 
@@ -122,6 +127,7 @@ def main() -> None:
     chosen = tuple(given.works.split(",")) if given.works else effort.works
     run = {
         "machine": {**machine(), "packages": versions(PACKAGES), "commit": _commit()},
+        "code": _code(),
         "effort": {"quick": given.quick, "rounds": effort.rounds, "seconds": dict(effort.seconds)},
     }
     book = Book(given.out, run)
@@ -253,6 +259,15 @@ def _commit() -> str:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return said.stdout.strip() or "unknown"
+
+
+def _code() -> str:
+    """A digest of what is measured and of what measures it."""
+    digest = hashlib.sha256()
+    for folder in ("saccade", "service", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _tree(ref: str, cache: Path) -> Path:

@@ -4,18 +4,23 @@ Embedded colour profiles are not applied: training pictures are read the same wa
 """
 
 import base64
+import functools
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from saccade.errors import ImageTooLarge, InvalidImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PLAIN_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD",
+                           b"pHYs", b"tIME", b"tEXt", b"eXIf"))  # fmt: skip
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _WITHOUT_RANGE = ("F",)
@@ -37,48 +42,31 @@ def decode(data: bytes, background: tuple[int, int, int], max_pixels: int = MAX_
 
     Raises InvalidImage for bytes that are no whole picture of `FORMATS`, ImageTooLarge for more than `max_pixels`.
     """
-    return Opened(data, max_pixels).decode(background)
-
-
-class Opened:
-    """A picture of which only the header is read: what it will cost is known."""
-
-    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
-        """Raises InvalidImage for bytes that are no picture of `FORMATS`, ImageTooLarge for more than `max_pixels`."""
-        self._bytes = len(data)
-        self._max_pixels = max_pixels
-        if not data:
-            raise InvalidImage("the picture is empty (0 bytes)")
-        with _told(len(data), max_pixels):
-            self._picture = _open(data, max_pixels)
-
-    @property
-    def pixels(self) -> int:
-        return self._picture.width * self._picture.height
-
-    def decode(self, background: tuple[int, int, int]) -> Image.Image:
-        """Once. As `decode`; raises InvalidImage, ImageTooLarge."""
-        with _told(self._bytes, self._max_pixels):
-            # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a
-            # later load() pass the damaged picture as whole.
-            self._picture.load()
-            return _upright_rgb(self._picture, background)
-
-
-@contextmanager
-def _told(size: int, max_pixels: int) -> Iterator[None]:
-    """Whatever Pillow raises, in words for who sent `size` bytes."""
+    if not data:
+        raise InvalidImage("the picture is empty (0 bytes)")
     try:
-        yield
+        return _upright_rgb(_load(data, max_pixels), background)
     except (InvalidImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         seen = re.search(r"\d+", str(error))  # Pillow's own limit, met before ours; it says "(N pixels)"
         raise ImageTooLarge(f"the picture has {seen and seen[0]} pixels; the limit is {max_pixels}") from error
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"the {size} bytes are not a picture in one of the formats {', '.join(FORMATS)}") from error
+        raise InvalidImage(
+            f"the {len(data)} bytes are not a picture in one of the formats {', '.join(FORMATS)}"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files, struct.error included
-        raise InvalidImage(f"the picture is damaged or cut short ({size} bytes): {_reason(error)}") from error
+        raise InvalidImage(f"the picture is damaged or cut short ({len(data)} bytes): {_reason(error)}") from error
+
+
+def plain_pixels(data: bytes) -> int | None:
+    """How many pixels a plain PNG or JPEG says it has, without Pillow; None for whatever is less plain than that.
+
+    What is in such a file decides what decoding it costs: nothing that grows when it is unpacked but the pixels.
+    """
+    if data.startswith(_PNG):
+        return _plain_png(data)
+    return _plain_jpeg(data) if data.startswith(b"\xff\xd8") else None
 
 
 def decode_base64(text: str) -> bytes:
@@ -102,14 +90,46 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _plain_png(data: bytes) -> int | None:
+    """Of a PNG (ISO/IEC 15948) that begins with its one header and has no compressed text or profile."""
+    at, kinds = len(_PNG), []
+    while at + 8 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        kinds.append(kind)
+        at += 12 + length
+    if kinds[:1] != [b"IHDR"] or kinds.count(b"IHDR") != 1 or not _PLAIN_CHUNKS.issuperset(kinds):
+        return None
+    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) or None
+
+
+def _plain_jpeg(data: bytes) -> int | None:
+    """Of a JPEG (ITU-T T.81, annex B) whose segments follow each other without filling, up to its frame header."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if kind in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; all with Huffman codes
+            return int.from_bytes(data[at + 5 : at + 7]) * int.from_bytes(data[at + 7 : at + 9]) or None
+        if not (0xE0 <= kind <= 0xEF or kind in (0xDB, 0xC4, 0xDD, 0xFE)):  # APPn, DQT, DHT, DRI, COM
+            return None
+        at += 2 + length
+    return None
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    pixels = picture.width * picture.height
-    if pixels > max_pixels:
-        raise ImageTooLarge(
-            f"the picture has {picture.width} x {picture.height} = {pixels} pixels; the limit is {max_pixels}"
-        )
+    _check_size("the picture", picture.width, picture.height, max_pixels)
+    if picture.format == "TIFF":  # a tile is decoded as a whole, however little of it the picture shows
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        _check_size("a tile of the picture", tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0), max_pixels)
+    # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a later
+    # load() pass the damaged picture as whole.
+    picture.load()
     return picture
+
+
+def _check_size(what: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"{what} has {width} x {height} = {width * height} pixels; the limit is {max_pixels}")
 
 
 def _upright_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -130,6 +150,12 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+@functools.cache
+def _narrowing() -> NDArray[np.uint8]:
+    """(65536,): 16 bits -> 8, rounded."""
+    return ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
+
+
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit greyscale -> L, rounded; Pillow's own conversion clips everything above 255 to white."""
     wide = np.asarray(picture)
@@ -137,8 +163,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         low, high = int(wide.min()), int(wide.max())
         if low < 0 or high > 65535:
             raise InvalidImage(f"greyscale levels must be within 0 and 65535, not {low} to {high}")
-    table = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
-    narrow = Image.fromarray(table[wide])
+    narrow = Image.fromarray(_narrowing()[wide])
     if "transparency" in picture.info:
         narrow.putalpha(Image.fromarray(np.where(wide == picture.info["transparency"], np.uint8(0), np.uint8(255))))
     return narrow

@@ -32,8 +32,8 @@ _ACCEPTS = 16
 """libuv takes one connection a listener and turn of the event loop. Under load a turn takes some ten milliseconds, and
 who comes new would wait for seconds behind those who are connected; each duplicate of a socket is a listener."""
 
-_GARBAGE = 20_000, 10, 10
-"""A request makes some hundred objects, and cycles only where it fails: Python's 700 would look every few requests."""
+_GARBAGE = 10_000, 10, 10
+"""A request makes some hundred objects and no cycle: Python's 700 would look every few requests."""
 
 
 class _Server(uvicorn.Server):

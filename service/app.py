@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -126,6 +127,10 @@ class App(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.edge(scope, receive, send)
+
+    def add_middleware(self, *_: Any, **__: Any) -> None:
+        """Raises RuntimeError: it would stand behind the edge, and most requests never come that far."""
+        raise RuntimeError("wrap the application instead, as in CORSMiddleware(create_app(settings))")
 
     def build_middleware_stack(self) -> ASGIApp:
         """Without the framework's outermost layer, which would answer errors that the edge has words for."""

@@ -97,10 +97,11 @@ class _Entry(Generic[_Picture, _Answer]):
         self.picture: _Picture
 
     def decode_now(self) -> None:
+        """Raises what decoding raises."""
         assert self.decode is not None
+        decode, self.decode = self.decode, None
         started = time.monotonic()
-        self.picture = self.decode()
-        self.decode = None
+        self.picture = decode()
         self.queued = time.monotonic()
         self.decode_s = self.queued - started
 
@@ -116,6 +117,8 @@ class _Lane:
         self.pixels: Floats | None = None
         """Where the pictures of a batch stand side by side; (max_batch, 3, H, W)."""
         self.last_run_s = 0.0
+        self.gathered: list[_Entry[Any, Any]] = []
+        """Taken from the queue, and not yet in a run."""
         self.batch: Sequence[_Entry[Any, Any]] = ()
         self.started = time.monotonic()
         """When it began to run the batch, or to make the runner."""
@@ -258,11 +261,24 @@ class Batcher(Generic[_Picture, _Answer]):
             if self._workers is None or here:
                 self._queue(entry)
             else:
-                self._workers.submit(functools.partial(self._decode_ahead, entry))
+                self._workers.decode(functools.partial(self._decode_ahead, entry))
             answer: _Answer = await entry.future
             return answer
+        except asyncio.CancelledError:
+            self._take_out(entry)
+            raise
         finally:
             self._ahead.pop(entry, None)
+            del entry  # its future holds an error, the error this frame: nothing of a failure waits for the collector
+
+    def _take_out(self, entry: _Entry[_Picture, _Answer]) -> None:
+        """An entry whose caller left, or was told that his deadline passed: its body makes room at once."""
+        with self._arrived:
+            try:
+                self._waiting.remove(entry)
+            except ValueError:
+                return  # whoever has it will see
+        self._meter.dropped("late" if time.monotonic() >= entry.deadline else "left")
 
     def close(self) -> None:
         """Lets running batches end, within two seconds; entries still waiting are answered with InferenceFailed."""
@@ -278,8 +294,9 @@ class Batcher(Generic[_Picture, _Answer]):
         for lane in tuple(self._lanes):
             lane.thread.join(max(until - time.monotonic(), 0.0))
             if lane.thread.is_alive():
-                log.error("a run of %d images did not end in time", len(lane.batch))
-                self._fail(lane.batch, InferenceFailed(_STOPPED))
+                left = [*lane.batch, *lane.gathered]
+                log.error("a batch of %d images did not end in time", len(left))
+                self._fail(left, InferenceFailed(_STOPPED))
 
     def _decode_ahead(self, entry: _Entry[_Picture, _Answer]) -> None:
         """In a worker."""
@@ -291,6 +308,8 @@ class Batcher(Generic[_Picture, _Answer]):
         try:
             entry.decode_now()
         except SaccadeError as error:
+            # the frames of a failure hold body and pixels, and this one holds the entry, whose future holds the error
+            error.__traceback__ = error.__cause__ = error.__context__ = None
             self._fail([entry], error)
             return False
         except BaseException as error:
@@ -334,7 +353,11 @@ class Batcher(Generic[_Picture, _Answer]):
             log.exception("no new session for one that hangs")
             self._lose(lane)
             return
-        lane.make = None
+        with self._arrived:
+            lane.make = None
+            if lane not in self._lanes:  # it took too long to open, and was given up
+                self._hung -= 1
+                return
         while not self._closed.is_set() and self._serve(lane):
             pass
 
@@ -346,29 +369,35 @@ class Batcher(Generic[_Picture, _Answer]):
     def _next_batch(self, lane: _Lane) -> list[_Entry[_Picture, _Answer]]:
         """Live and decoded entries; none once closed.
 
-        It is not worth making the first wait for more once decoding them takes longer than running them did.
+        Who is decoded by this lane waits for others to be decoded for no longer than a run takes, and who was decoded
+        before does not wait for that at all.
         """
         batch: list[_Entry[_Picture, _Answer]] = []
-        decoding_s = 0.0
-        while len(batch) < self._max_batch and decoding_s <= lane.last_run_s:
-            taken = self._take(self._max_batch - len(batch), wait=not batch)
+        lane.gathered = batch
+        ready = decoding = False
+        began = math.inf
+        while len(batch) < self._max_batch and not (decoding and time.monotonic() - began > lane.last_run_s):
+            taken = self._take(self._max_batch - len(batch), wait=not batch, ready=ready)
             if not taken:
                 break
+            began = min(began, time.monotonic())
             for entry in taken:
-                if not self._live(entry):
-                    continue
-                if entry.decode is not None:
-                    if not self._decode(entry) or not self._live(entry):
-                        continue
-                    decoding_s += entry.decode_s
-                batch.append(entry)
+                if self._live(entry):
+                    batch.append(entry)
+                    ready = ready or entry.decode is None
+                    if entry.decode is not None:
+                        decoding = True
+                        if not self._decode(entry):
+                            batch.remove(entry)
+        if decoding:  # meanwhile somebody may have left
+            batch[:] = [entry for entry in batch if self._live(entry)]
         return batch
 
-    def _take(self, most: int, *, wait: bool) -> list[_Entry[_Picture, _Answer]]:
+    def _take(self, most: int, *, wait: bool, ready: bool) -> list[_Entry[_Picture, _Answer]]:
         """The next entries; with `wait` at least one, unless it is closed.
 
-        Of those still to be decoded one at a time, so that two large ones are decoded side by side by two lanes; but
-        together where company was waited for.
+        Of those still to be decoded one at a time, so that two large ones are decoded side by side by two lanes, and
+        none where one that is `ready` would wait for it; but all together where company was waited for.
         """
         with self._arrived:
             while wait and not self._waiting and not self._closed.is_set():
@@ -377,7 +406,7 @@ class Batcher(Generic[_Picture, _Answer]):
                 self._wait_for_company()
             taken: list[_Entry[_Picture, _Answer]] = []
             while self._waiting and len(taken) < most:
-                if self._waiting[0].decode is not None and taken and not self._max_wait_s:
+                if self._waiting[0].decode is not None and (taken or ready) and not self._max_wait_s:
                     break
                 taken.append(self._waiting.popleft())
             if self._waiting:
@@ -388,7 +417,7 @@ class Batcher(Generic[_Picture, _Answer]):
         """Runs the batch and answers its members; whether the lane is still one."""
         with self._arrived:
             lane.started = time.monotonic()
-            lane.batch = batch
+            lane.batch, lane.gathered = batch, []
         for entry in batch:
             self._ahead.pop(entry, None)
         outcome: dict[str, Floats] | InferenceFailed
@@ -409,7 +438,7 @@ class Batcher(Generic[_Picture, _Answer]):
         if self._workers is None:
             finish()
         else:
-            self._workers.submit(finish, first=True)
+            self._workers.finish(finish)
         return True
 
     def _outputs(self, lane: _Lane, batch: list[_Entry[_Picture, _Answer]]) -> dict[str, Floats]:

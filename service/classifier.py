@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saccade.api import ClassifyOptions, Plan
 from saccade.bundle import Bundle
-from saccade.decode import Opened
+from saccade.decode import decode, plain_pixels
 from saccade.errors import DeadlineExceeded
 from saccade.geometry import Region, region
 from saccade.preprocess import normalize, resize
@@ -30,7 +30,8 @@ from service.settings import Settings
 from service.workers import Workers
 
 _SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**14
-"""A picture of at most so many is decoded on the event loop, in less time than it takes to hand it to a thread."""
+"""A plain picture of at most so many, for a model that takes at most so many, is decoded on the event loop: that takes
+tenths of a millisecond, as handing it over does while the event loop is busy."""
 
 Body = bytes | Callable[[], bytes]
 """The bytes of a picture, or what makes them of something else that came: not on the event loop."""
@@ -69,7 +70,7 @@ class Classifier:
         self._workers = workers
         self._metrics = metrics.model(self.manifest)
         # a caller asks for the same thing of many pictures
-        self._select = functools.lru_cache(256)(
+        self._select = functools.lru_cache(64)(
             functools.partial(select, self.manifest, max_bytes=settings.max_response_bytes)
         )
 
@@ -122,10 +123,11 @@ class Classifier:
                     if timeout > patience:
                         limit.reschedule(asyncio.get_running_loop().time() + started + timeout - received)
                         patience = timeout
-                    decode, small = self._decoding(body)
+                    reading = functools.partial(self._decode, body)
                     finish = functools.partial(self._finish, selection, request_id, started)
-                    running = self.batcher.run(decode, selection.outputs, finish, started + timeout, here=small)
-                    del body, decode  # an upload is let go once its picture is decoded
+                    here = self._is_small(body)
+                    running = self.batcher.run(reading, selection.outputs, finish, started + timeout, here=here)
+                    del body, reading  # an upload is let go once its picture is decoded
                     answered = await running
             except TimeoutError:
                 raise DeadlineExceeded(f"no answer within the deadline of {patience * 1000:.0f} ms") from None
@@ -138,20 +140,16 @@ class Classifier:
     def close(self) -> None:
         self.batcher.close()
 
-    def _decoding(self, body: Body) -> tuple[Callable[[], Picture], bool]:
-        """What gives the picture, and whether that is a small one. Raises InvalidImage, ImageTooLarge."""
-        if isinstance(body, bytes) and len(body) <= _SMALL_BYTES:
-            opened = Opened(body, self._settings.max_pixels)
-            return functools.partial(self._decode, opened), opened.pixels <= _SMALL_PIXELS
-        return functools.partial(self._read, body), False
-
-    def _read(self, body: Body) -> Picture:
-        data = body if isinstance(body, bytes) else body()
-        return self._decode(Opened(data, self._settings.max_pixels))
-
-    def _decode(self, opened: Opened) -> Picture:
+    def _is_small(self, body: Body) -> bool:
         spec = self.manifest.preprocessing
-        picture = opened.decode(spec.background)
+        if callable(body) or len(body) > _SMALL_BYTES or spec.width * spec.height > _SMALL_PIXELS:
+            return False
+        pixels = plain_pixels(body)
+        return pixels is not None and pixels <= _SMALL_PIXELS
+
+    def _decode(self, body: Body) -> Picture:
+        spec = self.manifest.preprocessing
+        picture = decode(body() if callable(body) else body, spec.background, self._settings.max_pixels)
         return Picture(resize(picture, spec), picture.size, region(picture.width, picture.height, spec))
 
     def _write(self, pictures: Sequence[Picture], rows: NDArray[np.float32]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 STEPS = ("receive", "decode", "queue", "run", "encode")
-"""Of an image. The body arriving; waiting for a worker and for a runner; the rest as named, postprocess in encode."""
+"""Of an image. The body arriving; waiting to be decoded and for a runner; the rest as named, postprocess in encode."""
 
 
 class Series:

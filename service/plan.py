@@ -47,10 +47,11 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     """Settings, with what they leave open worked out from the CPUs.
 
     On CPU the sessions share all of them, one thread each as far as memory allows: threads of one session wait for each
-    other at every node, and whoever is off its CPU just then makes the others wait. Where each CPU has a session of its
-    own, that session's thread decodes too: another thread could do so only in its place. Elsewhere threads of their own
-    decode ahead. They and the event loop have no CPU to themselves: they need a fraction of one, sessions do not spin,
-    and their threads stand back. A GPU does the sessions' arithmetic, so one session and one thread are enough there.
+    other at every node, and whoever is off its CPU just then makes the others wait. Where each CPU, but for one at
+    most, has a session of its own, that session's thread decodes too: another thread could do so only in its place.
+    Elsewhere threads of their own decode ahead. They and the event loop have no CPU to themselves: they need a fraction
+    of one, sessions do not spin, and their threads stand back. A GPU does the sessions' arithmetic, so one session and
+    one thread are enough there.
     """
     on_cpu = provider == "CPUExecutionProvider"
     share = max(1, cpus.usable // max(1, settings.intra_op_threads))  # sessions that find room
@@ -58,7 +59,7 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
     threads = settings.intra_op_threads or (max(1, cpus.usable // instances) if on_cpu else 1)
     decode_threads = settings.decode_threads
     if decode_threads is None:
-        decode_threads = 0 if on_cpu and threads == 1 and instances >= cpus.usable else cpus.usable
+        decode_threads = 0 if on_cpu and threads == 1 and instances >= cpus.usable - 1 else cpus.usable
     return Plan(
         provider=provider,
         cpus=cpus.usable,
@@ -76,8 +77,8 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
 
 
 def _sessions(cpus: int) -> int:
-    """As many as may be, up to four, such that the fewest CPUs are left over when they share them."""
-    return max(range(1, min(cpus, _MOST_SESSIONS) + 1), key=lambda count: (cpus // count * count, count))
+    """As many as may be, up to four, such that at most one CPU is left over when they share them."""
+    return max(count for count in range(1, min(cpus, _MOST_SESSIONS) + 1) if cpus % count <= 1)
 
 
 def stand_back() -> None:

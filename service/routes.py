@@ -11,8 +11,9 @@ from starlette.staticfiles import StaticFiles
 
 from saccade import api
 from saccade.api import ClassifyOptions
+from saccade.errors import InvalidParameter
 from service.body import FIELD, JSON, MULTIPART, RAW, check_accept, read_picture
-from service.classifier import Classifier
+from service.classifier import Body, Classifier
 from service.encode import to_json
 from service.errors import STATUS
 from service.plain import Json, Plain
@@ -98,7 +99,7 @@ async def classify(request: Request) -> Response:
         options = _options(scope["query_string"])
         classifier: Classifier = registry.get(options.model)
 
-        async def receive():  # type: ignore[no-untyped-def]  # an annotation would be worked out at each request
+        async def receive() -> "Body":  # in quotes, or it would be worked out at each request
             body = await read_picture(headers, request.receive, service.settings.max_body_bytes)
             presence.watch()
             return body
@@ -107,8 +108,14 @@ async def classify(request: Request) -> Response:
     return Json(body)
 
 
-@functools.lru_cache(1024)  # a caller asks for the same thing of many pictures
+_LONGEST_QUERY = 2**14
+"""Enough for each row and class of a large model by number."""
+
+
+@functools.lru_cache(256)  # a caller asks for the same thing of many pictures
 def _options(query: bytes) -> ClassifyOptions:
+    if len(query) > _LONGEST_QUERY:
+        raise InvalidParameter(f"the query has {len(query)} bytes; the limit is {_LONGEST_QUERY}")
     return ClassifyOptions.from_query(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 

@@ -29,7 +29,11 @@ class Settings(BaseSettings):
         description="ONNX Runtime execution providers, the preferred first, with commas; a missing one stops the start",
     )
     instances: int = Field(
-        0, ge=0, le=64, description="Sessions a model, each runs one batch at a time; 0 means one a CPU, at most 4"
+        0,
+        ge=0,
+        le=64,
+        description="Sessions a model, each runs one batch at a time; 0 means one a CPU, or as many up to 4 as leave "
+        "at most one CPU over when they share them",
     )
     intra_op_threads: int = Field(
         0, ge=0, le=1024, description="Threads of one session; 0 shares the CPUs of this process among the instances"
@@ -66,7 +70,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1024,
         description="Threads that decode ahead of the sessions; 0: each session's own thread decodes; absent, 0 where "
-        "every CPU has a session with one thread, else one a CPU",
+        "each CPU but one at most has a session of one thread, else one a CPU",
     )
     max_body_bytes: int = Field(
         20 * 2**20, ge=1024, le=2**31, description="Largest request body; refused with 413 while it arrives"

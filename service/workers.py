@@ -1,51 +1,54 @@
-"""The threads that decode pictures ahead of a run and make answers behind it, where sessions do not do so themselves.
+"""Threads beside the sessions': some that decode ahead of a run, and one that makes the answers behind it.
 
 Work goes to the next step by itself, or tells the event loop: no future and no wake-up is spent between two steps.
 """
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
 log = logging.getLogger("saccade.workers")
 
+Work = Callable[[], None]
+
 
 class Workers:
-    def __init__(self, threads: int) -> None:
-        self._urgent: deque[Callable[[], None]] = deque()
-        self._usual: deque[Callable[[], None]] = deque()
-        self._tickets: SimpleQueue[bool] = SimpleQueue()  # one for each piece of work
+    """Each queue in the order in which work came. Work answers for its own errors."""
+
+    def __init__(self, decoders: int) -> None:
+        """With no decoders there is no thread at all: sessions do everything themselves."""
+        self._decoding: SimpleQueue[Work | None] = SimpleQueue()
+        self._finishing: SimpleQueue[Work | None] = SimpleQueue()
+        threads = [(self._decoding, f"decoder-{index}") for index in range(decoders)]
+        if decoders:
+            threads.append((self._finishing, "finisher"))
         self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(threads)
+            threading.Thread(target=_work, args=(queue,), name=name, daemon=True) for queue, name in threads
         ]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, work: Callable[[], None], *, first: bool = False) -> None:
-        """Runs `work` in one of the threads, in the order it came; it answers for its own errors.
+    def decode(self, work: Work) -> None:
+        self._decoding.put(work)
 
-        `first`: before all that is not, as answers are that wait for nothing else.
-        """
-        (self._urgent if first else self._usual).append(work)
-        self._tickets.put(True)
+    def finish(self, work: Work) -> None:
+        """It waits for no decoding. One thread is enough: to write JSON holds the GIL."""
+        self._finishing.put(work)
 
     def close(self) -> None:
         """Returns when what was submitted before is done."""
         for _ in self._threads:
-            self._tickets.put(False)
+            self._decoding.put(None)
+            self._finishing.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while self._tickets.get():
-            try:
-                work = self._urgent.popleft()
-            except IndexError:
-                work = self._usual.popleft()  # there is one: each ticket is put after its work
-            try:
-                work()
-            except BaseException:  # a thread must outlive whatever its work raises
-                log.exception("work failed")
-            del work  # the next may be hours away
+
+def _work(queue: SimpleQueue[Work | None]) -> None:
+    while work := queue.get():
+        try:
+            work()
+        except BaseException:  # a thread must outlive whatever its work raises
+            log.exception("work failed")
+        del work  # the next may be hours away

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from benchmarks.peers.arguments import arguments
-from benchmarks.peers.uvicorn_run import announce, serve
+from benchmarks.peers.uvicorn_run import NO_TELEMETRY, announce, serve
 from benchmarks.pipeline import Pipeline
 from saccade.errors import RequestError
 
@@ -26,7 +26,7 @@ def create_app() -> FastAPI:
         announce()
         yield
 
-    app = FastAPI(lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan, telemetry=NO_TELEMETRY)
 
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:

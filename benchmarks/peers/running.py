@@ -24,8 +24,6 @@ class Running:
         self.pid = process.pid
         self.url = f"http://{HOST}:{port}"
         self.log = log
-        self.start_s = 0.0
-        """From its start until all of it was ready."""
 
     def pause(self) -> None:
         """Stops all its processes where they are; what is not measured costs nothing."""
@@ -81,7 +79,6 @@ def launch(
     except BaseException:
         running.stop()
         raise
-    running.start_s = time.monotonic() - began
     return running
 
 

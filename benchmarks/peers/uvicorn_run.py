@@ -5,8 +5,12 @@ import os
 import sys
 
 import uvicorn
+from fastapi.telemetry import TelemetryConfig
 
 from benchmarks.peers.arguments import HOST
+
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI would ask three libraries at each request whether somebody listens; the service does not let it either."""
 
 
 def serve(factory: str, port: int, processes: int) -> None:

@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.decode import FORMATS, Opened, decode, decode_base64
+from saccade.decode import FORMATS, decode, decode_base64, plain_pixels
 from saccade.errors import ImageTooLarge, InvalidImage
 
 WHITE = (255, 255, 255)
@@ -399,17 +399,47 @@ def test_over_the_pixel_limit_is_refused_before_any_pixel_is_decoded(kind: str) 
         decode(data[: len(data) // 2] if kind != "WEBP" else data, WHITE, max_pixels=3071)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_the_size_is_known_before_any_pixel_is_decoded(kind: str) -> None:
-    """What a picture will cost can be asked of its header: its pixels may not even be there."""
-    data = saved(noise(300, 200), kind)
-    assert Opened(data).pixels == 300 * 200
-    cut = data if kind in ("WEBP", "TIFF") else data[: len(data) // 2]  # these two know their length
-    opened = Opened(cut)
-    assert opened.pixels == 300 * 200
-    if cut is not data:
-        with pytest.raises(InvalidImage, match=f"cut short \\({len(cut)} bytes\\)"):
-            opened.decode(WHITE)
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (7, 2000)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("PNG", {"bits": 8}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"exif": exif(6)})],
+)
+def test_the_size_of_a_plain_picture_is_known_without_decoding_it(
+    kind: str, options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    """As Pillow's own writer wrote it."""
+    assert plain_pixels(saved(noise(*size), kind, **options)) == size[0] * size[1]
+
+
+def test_what_may_grow_when_it_is_unpacked_is_not_plain() -> None:
+    """Compressed text, a compressed profile, a second header, another format: their cost is not that of the pixels."""
+    plain = saved(noise(8, 8), "PNG")
+    after_header = 8 + 12 + 13
+    for kind in (b"zTXt", b"iTXt", b"iCCP", b"IHDR", b"acTL", b"quAl"):
+        assert plain_pixels(plain[:after_header] + chunk(kind, b"x" * 13) + plain[after_header:]) is None
+    assert plain_pixels(plain[:after_header] + chunk(b"tEXt", b"a\0b") + plain[after_header:]) == 64
+    jpeg = saved(noise(8, 8), "JPEG")
+    assert plain_pixels(jpeg.replace(b"\xff\xc0", b"\xff\xc9")) is None  # arithmetic codes
+    assert plain_pixels(jpeg[:2] + b"\xff" + jpeg[2:]) is None  # filling
+    for other in FORMATS:
+        if other not in ("PNG", "JPEG"):
+            assert plain_pixels(saved(noise(8, 8), other)) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xc0\0\0", b"nothing"])
+def test_a_stub_is_not_plain(data: bytes) -> None:
+    """Nothing is read past the end."""
+    assert plain_pixels(data) is None
+
+
+def test_a_tile_larger_than_the_limit_is_refused_before_it_is_decoded() -> None:
+    """A TIFF of 100 x 100 pixels may say that they are the corner of a tile of 8192 x 8192."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, np.zeros((100, 100, 3), np.uint8), tile=(8192, 8192), compression="zlib", photometric="rgb"
+    )
+    with pytest.raises(ImageTooLarge, match="a tile of the picture has 8192 x 8192 = 67108864 pixels"):
+        decode(buffer.getvalue(), WHITE)
 
 
 def test_a_picture_at_the_limit_is_welcome() -> None:

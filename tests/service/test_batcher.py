@@ -1,6 +1,7 @@
 """The batcher, on runners that wait, fail, hang and count; no engine."""
 
 import asyncio
+import gc
 import itertools
 import math
 import threading
@@ -579,7 +580,7 @@ def test_with_workers_a_runners_thread_does_nothing_but_run() -> None:
 
     async def scene() -> None:
         with batching(Echo(), workers=1) as batcher:
-            assert await names_of(batcher) == ["worker-0", "worker-0"]
+            assert await names_of(batcher) == ["decoder-0", "finisher"]
 
     asyncio.run(scene())
 
@@ -606,7 +607,7 @@ def test_what_is_small_is_decoded_where_it_arrived(workers: int | None) -> None:
         with batching(runner, workers=workers) as batcher:
             decoded, finished = await names_of(batcher, here=True)
             assert decoded == threading.current_thread().name
-            assert finished == (RUNNER if workers is None else "worker-0")
+            assert finished == (RUNNER if workers is None else "finisher")
             with pytest.raises(InvalidImage, match="no"):
                 await batcher.run(broken, ("logits",), same, LATER, here=True)
             assert batcher.waiting == 0
@@ -734,6 +735,151 @@ def test_a_body_is_let_go_once_its_picture_is_decoded(workers: int | None) -> No
     asyncio.run(scene())
 
 
+def test_without_workers_one_that_is_ready_does_not_wait_for_another_to_be_decoded() -> None:
+    """A small picture is answered before the large one that came behind it is looked at."""
+
+    async def scene() -> None:
+        runner, go_on = Echo(shut=True), threading.Event()
+
+        def slow() -> Picture:
+            assert go_on.wait(30)
+            return image(3)
+
+        with batching(runner, workers=None, max_batch=8) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            small = [
+                asyncio.create_task(batcher.run(lambda n=n: image(n), ("logits",), same, LATER, here=True))
+                for n in (1, 2)
+            ]
+            large = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
+            await queued(batcher, 3)
+            runner.gate.set()
+            assert [(await task).batch_size for task in (first, *small)] == [1, 2, 2]
+            assert not large.done()
+            go_on.set()
+            assert number_of(await large) == 3
+        assert runner.batches == [[0], [1, 2], [3]]
+
+    asyncio.run(scene())
+
+
+def test_without_workers_pictures_that_fail_to_decode_do_not_hold_up_one_that_did() -> None:
+    """The time that they take counts, whatever becomes of them."""
+
+    async def scene() -> None:
+        runner, meter, broken = Echo(), Counts(), []
+
+        def fail(number: int) -> Picture:
+            end = time.monotonic() + 2 * meter.seconds[0]
+            while time.monotonic() < end:  # longer than the run before it
+                pass
+            broken.append((number, list(runner.batches)))
+            raise InvalidImage("no")
+
+        with batching(runner, workers=None, meter=meter) as batcher:
+            await submit(batcher, 0)
+            good = submit(batcher, 1)
+            bad = [asyncio.create_task(batcher.run(lambda n=n: fail(n), ("logits",), same, LATER)) for n in (1, 2, 3)]
+            assert number_of(await good) == 1
+            assert all(isinstance(end, InvalidImage) for end in await asyncio.gather(*bad, return_exceptions=True))
+        assert [ran for number, ran in broken if number > 1] == [[[0], [1]]] * 2  # after at most one of them
+
+    asyncio.run(scene())
+
+
+def test_without_workers_who_leaves_while_another_is_decoded_costs_no_run() -> None:
+    """Decoded is not yet running."""
+
+    async def scene() -> None:
+        runner, meter, began, go_on = Echo(shut=True), Counts(), threading.Event(), threading.Event()
+
+        def slow() -> Picture:
+            began.set()
+            assert go_on.wait(30)
+            return image(2)
+
+        with batching(runner, workers=None, meter=meter) as batcher:
+            first = submit(batcher, 0)
+            await reached(runner)
+            leaves = submit(batcher, 1)
+            stays = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
+            await queued(batcher, 2)
+            soon = time.monotonic() + 0.2  # a run that takes longer than decoding the first does on any machine
+            await until(lambda: time.monotonic() > soon)
+            runner.gate.set()
+            assert await asyncio.to_thread(began.wait, 30)
+            leaves.cancel()
+            await asyncio.gather(leaves, return_exceptions=True)
+            go_on.set()
+            assert [number_of(await task) for task in (first, stays)] == [0, 2]
+        assert runner.batches == [[0], [2]]
+        assert meter.reasons == ["left"]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_an_upload_of_a_caller_who_left_makes_room_at_once(workers: int | None) -> None:
+    """While a run hangs, uploads come and their callers go: what nobody waits for any more is not kept for its turn."""
+
+    class Body:
+        def decode(self) -> Picture:
+            return image(1)
+
+    async def scene() -> None:
+        runner, meter, body = Echo(shut=True), Counts(), Body()
+        ghost = weakref.ref(body)
+        with batching(runner, workers=workers, meter=meter) as batcher:
+            running = submit(batcher, 0)
+            await reached(runner)
+            task = asyncio.create_task(batcher.run(body.decode, ("logits",), same, LATER))
+            await asyncio.sleep(0)
+            del body
+            await queued(batcher, 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await until(lambda: ghost() is None)
+            runner.gate.set()
+            await running
+        assert meter.reasons == ["left"]
+        assert runner.batches == [[0]]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("workers", [None, 1])
+def test_nothing_of_a_picture_that_failed_waits_for_the_garbage_collector(workers: int | None, here: bool) -> None:
+    """A thousand damaged uploads a minute must not stand in memory until some cycle is looked for."""
+
+    class Body:
+        def decode(self) -> Picture:
+            try:
+                raise ValueError(self)  # as Pillow's errors, whose frames hold the file and its pixels
+            except ValueError as error:
+                raise InvalidImage("damaged") from error
+
+    async def scene() -> None:
+        ghosts = []
+        with batching(Echo(), workers=workers) as batcher:
+            for _ in range(5):
+                body = Body()
+                ghosts.append(weakref.ref(body))
+                with pytest.raises(InvalidImage):
+                    await batcher.run(body.decode, ("logits",), same, LATER, here=here)
+                del body
+            await submit(batcher, 1)
+            assert [ghost() for ghost in ghosts] == [None] * 5
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(scene())
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("workers", [None, 1])
 def test_an_answer_is_let_go_once_it_is_sent(workers: int | None) -> None:
     """A quiet service does not keep the last answers, of which each may have megabytes."""
@@ -841,8 +987,8 @@ def test_the_queue_shows_what_is_being_decoded(workers: int | None) -> None:
     asyncio.run(scene())
 
 
-def test_closing_waits_for_no_decoding_and_answers_those_behind_it() -> None:
-    """A picture that takes minutes does not hold up the end of the process; its caller is told when it is over."""
+def test_closing_waits_for_no_decoding_and_answers_all() -> None:
+    """A picture that takes minutes does not hold up the end of the process; its caller and those behind are told."""
 
     async def scene() -> None:
         runner, began, go_on = Echo(), threading.Event(), threading.Event()
@@ -862,10 +1008,9 @@ def test_closing_waits_for_no_decoding_and_answers_those_behind_it() -> None:
                 with pytest.raises(InferenceFailed, match="stopped"):
                     await task
             await closing  # within its two seconds
-            assert not first.done()
-            go_on.set()
             with pytest.raises(InferenceFailed, match="stopped"):
                 await first
+            go_on.set()
         assert runner.batches == []
 
     asyncio.run(scene())
@@ -1139,6 +1284,34 @@ def test_a_new_runner_that_does_not_open_is_given_up_too() -> None:
             assert meter.hangs == 2
             hangs.gate.set()
             go_on.set()
+
+    asyncio.run(scene())
+
+
+def test_a_new_runner_that_opens_after_it_was_given_up_takes_no_work() -> None:
+    """Beside another that works: what it took, nobody would answer."""
+
+    async def scene() -> None:
+        hangs, works, late = Echo(shut=True), Echo(shut=True), Echo()
+        meter, go_on, before = Counts(), threading.Event(), set(threading.enumerate())
+
+        def replace(_: Runner) -> Runner:
+            assert go_on.wait(30)
+            return late
+
+        with batching(hangs, works, meter=meter, max_batch=1, run_timeout_s=SHORT, replace=replace) as batcher:
+            tasks = [submit(batcher, 0), submit(batcher, 1)]
+            await asyncio.gather(reached(hangs), reached(works))
+            works.gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await until(lambda: batcher.sessions == 1)  # the new one took longer than ten runs may
+            opening = [one for one in threading.enumerate() if one.name == RUNNER and one not in before]
+            hangs.gate.set()
+            go_on.set()
+            await until(lambda: sum(one.is_alive() for one in opening) == 1)
+            for number in range(2, 10):
+                assert number_of(await submit(batcher, number)) == number
+        assert late.batches == []
 
     asyncio.run(scene())
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
 from saccade.bundle import open_bundle
@@ -573,6 +574,23 @@ def test_a_defect_of_the_service_has_the_one_shape_and_tells_nothing_of_the_insi
     classifier.batcher = Broken()
     sentence = refused(client.post(CLASSIFY, content=PNG), 500, "internal", "log", "request_id")
     assert "secret" not in sentence
+
+
+def test_a_query_longer_than_any_that_makes_sense_is_refused(service: TestClient) -> None:
+    """Queries are remembered, so that their length is bounded; each row of a large model still fits."""
+    refused(service.post(f"/v1/classify?rows={'0,' * 9_000}0", content=PNG), 400, "invalid_parameter", "limit is 16384")
+    rows = ",".join(map(str, range(16)))
+    assert service.post(f"/v1/classify?attention=last&rows={rows}", content=PNG).status_code == 200
+
+
+def test_a_layer_that_would_stand_behind_ours_is_refused(models: Path) -> None:
+    """Most requests never come to the framework's layers: whoever embeds the service is told to wrap it instead."""
+    app = create_app(Settings(models=models))
+    with pytest.raises(RuntimeError, match="wrap the application"):
+        app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    with TestClient(CORSMiddleware(app, allow_origins=["https://here"])) as client:
+        response = client.get("/v2/health/live", headers={"origin": "https://here"})
+        assert response.headers["access-control-allow-origin"] == "https://here"
 
 
 @pytest.mark.parametrize(

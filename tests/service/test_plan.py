@@ -221,7 +221,12 @@ def plan(cpus: Cpus, provider: str = "CPUExecutionProvider", **settings: Any) ->
         (2, {}, 2, 1, 0),
         (3, {}, 3, 1, 0),
         (4, {}, 4, 1, 0),
+        (5, {}, 4, 1, 0),
+        (6, {}, 3, 2, 6),
+        (7, {}, 3, 2, 7),
         (8, {}, 4, 2, 8),
+        (9, {}, 4, 2, 9),
+        (11, {}, 2, 5, 11),
         (64, {}, 4, 16, 64),
         (8, {"instances": 1}, 1, 8, 8),
         (8, {"instances": 2}, 2, 4, 8),
@@ -242,7 +247,7 @@ def test_threads_are_planned_from_the_cpus_unless_a_setting_says_how_many(
 ) -> None:
     """Explicit counts hold, wise or not; of what is left open, sessions of one thread come first, up to four.
 
-    Threads that decode come only where there are CPUs without a session of their own.
+    At most one CPU is left over. Threads that decode come only where more are without a session of their own.
     """
     seen = plan(Cpus(cpus, INF), **settings)
     assert (seen["instances"], seen["intra_op_threads"], seen["decode_threads"]) == (instances, threads, decoding)
@@ -376,5 +381,5 @@ def test_a_plan_is_what_is_really_started(small: Path) -> None:
     with started(keep, models=small) as server:
         one_each = threads_of(server)
     with started(keep, models=small, intra_op_threads=3, decode_threads=4, instances=2) as server:
-        runners, engines, decoders = 2, 2 * (3 - 1), 4
-        assert threads_of(server) - one_each == (runners - 1) + engines + decoders
+        runners, engines, decoders, finisher = 2, 2 * (3 - 1), 4, 1
+        assert threads_of(server) - one_each == (runners - 1) + engines + decoders + finisher

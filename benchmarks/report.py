@@ -46,7 +46,9 @@ Parts = Mapping[str, Any]
 def page(parts: Parts, pictures: str) -> str:
     """The whole page; `pictures` is the folder of its plots, relative to it."""
     works = [name for name in WORKS if f"{name}/closed/map/16" in parts]
-    sections = [_head(parts), _targets(targets(parts)), (HERE / "notes.md").read_text(encoding="utf-8").strip()]
+    sections = [_head(parts), _targets(targets(parts))]
+    if not parts["effort"]["quick"]:  # they are about a full run
+        sections.append((HERE / "notes.md").read_text(encoding="utf-8").strip())
     for work in works:
         sections += [_work(parts, work, pictures)]
     return "\n\n".join(sections) + "\n"

@@ -48,6 +48,8 @@ class Effort(NamedTuple):
     images: Mapping[str, tuple[int, int]]
     """After how many memory is read, by work; where there is none, overload and start are not measured either."""
     works: tuple[str, ...]
+    alone: tuple[str, ...]
+    """Who is asked by one caller."""
     overloaded: tuple[str, ...]
     """Whom the open loop asks: those that refuse nothing take a quarter of a minute each time to drain."""
 
@@ -60,6 +62,7 @@ FULL = Effort(
     shares=SHARES,
     images={"cct": (2_000, 10_000), "vit-ti": (2_000, 10_000)},
     works=("cct", "vit-ti", "large"),
+    alone=(Limit.name, *CONTESTANTS),
     overloaded=tuple(CONTESTANTS),
 )
 QUICK = Effort(
@@ -70,6 +73,7 @@ QUICK = Effort(
     shares=(2.0,),
     images={"cct": (500, 2_000), "vit-ti": (50, 200)},
     works=("cct", "vit-ti"),
+    alone=(Limit.name, OURS.name),
     overloaded=(OURS.name,),
 )
 
@@ -168,7 +172,8 @@ def _measure(book: Book, work: Work, effort: Effort, before: Path | None) -> Non
 
     for callers in effort.callers:
         measure = functools.partial(rounds.closed_rounds, callers=callers, seconds=seconds, rounds=effort.rounds)
-        names = () if callers == MANY else everybody  # the service as it was takes part once
+        # the service as it was takes part once
+        names = () if callers == MANY else effort.alone if callers == 1 else everybody
         book.part(f"{work.name}/closed/map/{callers}", with_all("map", measure, names))
     measure = functools.partial(rounds.closed_rounds, callers=MANY, seconds=seconds, rounds=effort.rounds)
     if effort.search:

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.entrants import Limit
 from benchmarks.run import CALLERS, SHARES
-from benchmarks.stats import paired_ratio
+from benchmarks.stats import median_interval
 from benchmarks.targets import Target, targets
 from benchmarks.works import ROOT
 
@@ -122,7 +122,9 @@ def _closed(title: str, runs: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, own in runs.items():
-        ratio = paired_ratio([run["throughput"] for run in own], [run["throughput"] for run in runs["limit"]])
+        # a peer that answers nothing within a run has 0 of the limit, which is a figure; the limit itself never has
+        pairs = zip(own, runs["limit"], strict=True)
+        ratio = median_interval([run["throughput"] / limit["throughput"] for run, limit in pairs])
         times = [_milliseconds(own, which) for which in ("p50_s", "p99_s")]
         cpu = statistics.median(run["cpu_s"] for run in own) * 1e3
         memory = max(run["peak_memory"] for run in own) / 2**20

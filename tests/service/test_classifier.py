@@ -20,7 +20,7 @@ from tests.service.reference import (
     WITH_ATTENTION,
     WITH_CLASS_MAP,
     Eager,
-    Gated,
+    Real,
     Scene,
     ask,
     copy_bundle,
@@ -437,29 +437,26 @@ def test_a_picture_is_answered_the_same_alone_and_in_one_batch_with_fifteen_othe
         mine |= {"classes": "0,1,2,3,4,5,6,7,8,9"}
     if name in WITH_ATTENTION:
         mine |= {"attention": "all", "heads": "all"}
-    runner = Gated(bundle)
-    scene = Scene(models, runner, model=name, max_batch=16)
+    runner = Real(bundle)
+    # company is waited for until the batch is full; who comes alone is asked of a service that waits for none
+    scene, lonely = (Scene(models, runner, model=name, max_batch=16, max_wait_ms=wait) for wait in (60_000, 0))
     try:
-        runner.go_on.set()
-        alone = scene.post(**mine).json()
-        runner.go_on.clear()
+        alone = lonely.post(**mine).json()
         requests = neighbours(name)
         requests.insert(place, (PNG, mine))
-        with ThreadPoolExecutor(17) as threads:
-            first = threads.submit(scene.post, png(99))
-            assert all(runner.began.acquire(timeout=30) for _ in range(2))  # the one alone, and this one
+        with ThreadPoolExecutor(16) as threads:
             asked = []
             for count, (body, query) in enumerate(requests, 1):
                 asked.append(threads.submit(scene.post, body, **query))
-                scene.until("saccade_queue_images", count)  # so that the batch is in this order
-            runner.go_on.set()
-            answers = [one.result() for one in (first, *asked)]
-        assert [answer.status_code for answer in answers] == [200] * 17
-        assert runner.sizes == [1, 1, 16]
+                if count < 16:
+                    scene.until("saccade_queue_images", count)  # so that the batch is in this order
+            answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * 16
+        assert runner.sizes == [1, 16]
     finally:
-        runner.go_on.set()
         scene.stop()
-    together = answers[1 + place].json()
+        lonely.stop()
+    together = answers[place].json()
     assert (alone["timing"]["batch_size"], together["timing"]["batch_size"]) == (1, 16)
     scores = softmax(reference.logits)
     for answer in (alone, together):
@@ -492,7 +489,7 @@ def test_a_picture_is_answered_the_same_alone_and_in_one_batch_with_fifteen_othe
         np.testing.assert_allclose(one["values"], other["values"], atol=1e-5)
     for one, other in zip(alone["attention"] or (), together["attention"] or (), strict=True):
         np.testing.assert_allclose(one["weights"], other["weights"], atol=1e-5)
-    for (_, query), answer in zip(requests, answers[1:], strict=True):  # and each neighbour got what it asked for
+    for (_, query), answer in zip(requests, answers, strict=True):  # and each neighbour got what it asked for
         seen = answer.json()
         assert (seen["attention"] is not None) == ("attention" in query)
         assert (seen["maps"] == []) == (query.get("maps") == "none")

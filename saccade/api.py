@@ -7,15 +7,34 @@ exist?) is `service.selection`'s business.
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
 
+from saccade.decode import decode
 from saccade.errors import InvalidParameter
+from saccade.geometry import Region
 from saccade.manifest import Card, Frozen, Manifest, Parity
+from saccade.overlay import overlay
+from saccade.picture import Picture, picture_bytes
 
 _INDICES = r"\d{1,9}(,\d{1,9})*"
 _MAP = "(pooling|rollout|class)"
 
 Indices = tuple[int, ...]
+
+_MOST_PIXELS = 178_000_000
+"""As many as any service may take."""
 
 
 class ClassifyOptions(Frozen):
@@ -121,6 +140,35 @@ class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+def _numbers(dimensions: int) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
+    """How nested lists of numbers become an array of so many dimensions, and what JSON Schema says of them."""
+
+    def read(value: object) -> NDArray[np.float64]:
+        array = np.asarray(value, np.float64)
+        if array.ndim != dimensions:
+            raise ValueError(f"not {dimensions} dimensions but {array.ndim}")
+        return array
+
+    schema: dict[str, Any] = {"type": "number"}
+    for _ in range(dimensions):
+        schema = {"type": "array", "items": schema}
+    return PlainValidator(read), PlainSerializer(np.ndarray.tolist), WithJsonSchema(schema)
+
+
+# float64, so that every digit of the answer is kept; decimals=9 is more than float32 holds
+Grid = Annotated[NDArray[np.float64], *_numbers(2)]
+Weights = Annotated[NDArray[np.float64], *_numbers(3)]
+
+
+class _WithArrays(_Wire):
+    """Equal by what it says: arrays have no single answer to `==`, and a client's picture is not part of an answer."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class ModelId(_Wire):
     name: str
     version: int
@@ -133,18 +181,22 @@ class Label(_Wire):
     """Probability over all classes."""
 
 
-class Map(_Wire):
+class Map(_WithArrays):
     """One map on the grid. A class map also carries what proves it: sum + bias = logit, but for float32's rounding."""
 
     name: Literal["pooling", "rollout", "class"]
     class_index: int | None
     grid: tuple[int, int]
-    values: list[list[float]]
+    values: Grid
+    """(rows, columns)."""
     special_tokens_share: float | None = None
     """Of rollout: what went to tokens that are no patch, and is not in `values`."""
     sum: float | None = None
     bias: float | None = None
     logit: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.class_index is None else f"{self.name} of class {self.class_index}"
 
 
 class SpecialTokensPlace(_Wire):
@@ -152,7 +204,7 @@ class SpecialTokensPlace(_Wire):
     place: Literal["first", "last"]
 
 
-class Attention(_Wire):
+class Attention(_WithArrays):
     """Softmax weights of one layer: `weights[head][row][token]` is how much `token` gave to `row`."""
 
     layer: int
@@ -161,7 +213,7 @@ class Attention(_Wire):
     special_tokens: SpecialTokensPlace
     rows: Literal["all", "pool"] | list[int]
     shape: tuple[int, int, int]
-    weights: list[list[list[float]]]
+    weights: Weights
 
 
 class ImageSize(_Wire):
@@ -191,7 +243,7 @@ class Timing(_Wire):
     batch_size: int
 
 
-class Answer(_Wire):
+class Answer(_WithArrays):
     """200 of POST /v1/classify."""
 
     request_id: str
@@ -201,6 +253,41 @@ class Answer(_Wire):
     attention: list[Attention] | None
     geometry: Geometry
     timing: Timing
+    _picture: Picture | None = PrivateAttr(None)
+    """As it was given to the client that asked."""
+
+    def overlay(
+        self,
+        name: str | None = None,
+        class_index: int | None = None,
+        *,
+        picture: Picture | None = None,
+        background: tuple[int, int, int] = (255, 255, 255),
+    ) -> Image.Image:
+        """The picture with a map laid over it: the first of the answer's, or the one of that name and class.
+
+        `picture` is needed for an answer that no client of this process got; a path is read anew. `background` shows
+        where the picture is transparent. Raises InvalidParameter for a map that the answer does not hold and for
+        another picture, InvalidImage, DataError.
+        """
+        asked = "a map" if name is None else f"a map {name!r}"
+        asked += "" if class_index is None else f" of class {class_index}"
+        for one in self.maps:
+            if name in (None, one.name) and class_index in (None, one.class_index):
+                break
+        else:
+            has = ", ".join(str(one) for one in self.maps) or "none"
+            raise InvalidParameter(f"the answer does not hold {asked}, for it was not asked; it has {has}")
+        given = self._picture if picture is None else picture
+        if given is None:
+            raise InvalidParameter("the answer does not know its picture: give picture=")
+        upright = decode(picture_bytes(given), background, _MOST_PIXELS)
+        if upright.size != (self.geometry.image.width, self.geometry.image.height):
+            raise InvalidParameter(
+                f"the picture has {upright.width} x {upright.height} pixels, and the answer is about one of "
+                f"{self.geometry.image.width} x {self.geometry.image.height}"
+            )
+        return overlay(upright, one.values.astype(np.float32), Region(**self.geometry.region.model_dump()))
 
 
 class Error(_Wire):

@@ -1,36 +1,31 @@
 """The `saccade` command. Each command imports what it needs, so that a base install stays small.
 
-Bad input is one line on stderr and exit code 2.
+Bad input is one line on stderr and exit code 2; of many pictures, errors of some are exit code 1.
 """
 
 import argparse
 import importlib
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-from PIL import Image
-
-from saccade import __version__
-from saccade.api import ClassifyOptions
-from saccade.bundle import open_bundle, resolve_bundle
-from saccade.client import Client, picture_bytes
-from saccade.decode import decode
+from saccade import __version__, bulk
+from saccade.api import Answer, ClassifyOptions
+from saccade.bundle import find_bundles, open_bundle, resolve_bundle
+from saccade.client import Client, Effort
 from saccade.errors import DataError, SaccadeError, SetupError
-from saccade.geometry import Region
 from saccade.manifest import Manifest
-from saccade.overlay import overlay
+from saccade.overlay import picture_file, write_whole
+from saccade.picture import picture_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
+    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        run(options)
+        code = run(options)
         sys.stdout.flush()
     except SaccadeError as error:
         print(f"saccade: {error}", file=sys.stderr)
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsaccade: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def train(options: argparse.Namespace) -> None:
@@ -88,6 +83,9 @@ def overlay_picture(options: argparse.Namespace) -> None:
     manifest = open_bundle(folder).manifest
     if options.class_ is not None and options.map not in (None, "class"):
         raise DataError(f"--class belongs to the class map, not to --map {options.map}")
+    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(options.out.suffix.lower())
+    if kind is None:
+        raise DataError(f"{options.out} must end in .png, .jpg, .jpeg or .webp")
     name = options.map or (None if options.class_ is None else "class")
     asked = ClassifyOptions.from_query(
         [
@@ -98,26 +96,40 @@ def overlay_picture(options: argparse.Namespace) -> None:
         ]
     )
     picture = picture_bytes(options.picture)
-    answer = local.classify(folder, picture, asked)
+    with local.Local(folder) as model:
+        answer = Answer.model_validate_json(model.asking(asked)(picture, Effort()))
     if len(answer.maps) != 1:
         raise DataError(f"one map is drawn, and there are {len(answer.maps)}: give --map and one --class")
-    upright = decode(picture, manifest.preprocessing.background)
-    seen = Region(**answer.geometry.region.model_dump())
-    drawn = overlay(upright, np.asarray(answer.maps[0].values, np.float32), seen)
-    _write_picture(drawn, options.out)
+    drawn = answer.overlay(picture=picture, background=manifest.preprocessing.background)
+    write_whole(options.out, picture_file(drawn, kind))
     top = answer.labels[0]
     print(f"{options.out}: {top.label} {top.score:.3f}, {answer.maps[0].name} map of {manifest.id}")
 
 
-def classify(options: argparse.Namespace) -> None:
-    """Asks a service and prints its answer."""
-    query = [(name, getattr(options, name)) for name in ("model", "maps", "attention", "heads", "rows")]
-    asked = ClassifyOptions.from_query(
-        [*((name, value) for name, value in query if value is not None), ("top_k", options.top_k)]
+def classify(options: argparse.Namespace) -> int:
+    """Asks a service about pictures and writes one line of JSON each, in their order."""
+    given = [(name, getattr(options, name)) for name in ClassifyOptions.model_fields if name != "model"]
+    query = [(name, value) for name, value in given if value is not None]
+    if options.timeout_ms is None:  # many at a time wait for each other, longer than the service lets a single one wait
+        query.append(("timeout_ms", str(round(min(options.timeout, 3600) * 1000))))
+    order = bulk.Order(
+        options.pictures,
+        b"\0" if options.null else b"\n",
+        options.concurrency,
+        options.out,
+        options.resume,
+        options.overlay,
     )
-    with Client(options.url, key=os.environ.get("SACCADE_API_KEY")) as client:
-        answer = client.classify(options.picture, **asked.model_dump())
-    print(answer.model_dump_json(indent=1))
+    if options.local:
+        (local,) = _needs("cpu", "service.local")
+        asked = ClassifyOptions.from_query(query)
+        with local.Local(resolve_bundle(options.models, options.model or _only(options.models))) as model:
+            return int(bulk.classify(order, model.asking(asked)) > 0)
+    if options.model is not None:
+        query.append(("model", options.model))
+    asked = ClassifyOptions.from_query(query)
+    with Client(options.url, key=os.environ.get("SACCADE_API_KEY") or None, timeout=options.timeout) as client:
+        return int(bulk.classify(order, client.asking(asked)) > 0)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"saccade {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         added.set_defaults(run=run)
         return added
@@ -171,12 +183,36 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--class", dest="class_", help="class of the class map: top1 (default), an index or a label")
 
     one = command("classify", classify)
-    one.add_argument("picture", type=Path)
+    one.add_argument(
+        "pictures", nargs="+", metavar="PATH", help="files, folders, globs in quotes, or - for a list of paths on stdin"
+    )
     one.add_argument("--url", default="http://127.0.0.1:8000", help="the service (default: http://127.0.0.1:8000)")
-    one.add_argument("--top-k", default="5", help=ClassifyOptions.model_fields["top_k"].description)
-    for name in ("model", "maps", "attention", "heads", "rows"):
-        one.add_argument(f"--{name}", help=ClassifyOptions.model_fields[name].description)
+    one.add_argument("--out", type=Path, metavar="FILE", help="file for the lines (default: standard output)")
+    one.add_argument("--resume", action="store_true", help="go on with FILE after whatever stopped the command")
+    one.add_argument("--overlay", type=Path, metavar="DIR", help="also draw each picture's map over it, below DIR")
+    one.add_argument("--concurrency", type=int, default=16, metavar="N", help="pictures on their way (default: 16)")
+    one.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for an answer (default: 60)")
+    one.add_argument("--null", "-0", action="store_true", help="paths on stdin end with NUL, as of find -print0")
+    one.add_argument("--local", action="store_true", help="without a service: run the model in this process")
+    one.add_argument("--models", type=Path, default=Path("models"), help="for --local: folder of bundles")
+    for name, field in ClassifyOptions.model_fields.items():
+        one.add_argument(f"--{name.replace('_', '-')}", help=field.description)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise ValueError
+    return seconds
+
+
+def _only(models: Path) -> str:
+    """The model that is meant where none is named. Raises DataError where there are several."""
+    names = {folder.parent.name for folder in find_bundles(models)}
+    if len(names) != 1:
+        raise DataError(f"give --model, one of {', '.join(sorted(names)) or 'none'}")
+    return names.pop()
 
 
 def _needs(extra: str, *modules: str) -> list[Any]:
@@ -195,26 +231,6 @@ def _report(manifest: Manifest) -> None:
     print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
     for name, check in manifest.parity.checks.items():
         print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all; the format follows the file's name."""
-    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path} must end in .png, .jpg, .jpeg or .webp")
-    buffer = io.BytesIO()
-    try:
-        picture.save(buffer, kind, quality=90)
-    except (OSError, ValueError) as error:  # JPEG ends at 65,500 pixels a side, WebP at 16,383
-        raise DataError(f"{kind} cannot hold {picture.width} x {picture.height} pixels: {error}") from error
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(buffer.getvalue())
-        part.replace(path)
-    except OSError as error:
-        if part.is_file():
-            part.unlink()
-        raise DataError(f"could not write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@
     │   ├── InferenceFailed            inference_failed
     │   ├── NotReady                   not_ready
     │   ├── Draining                   draining
-    │   └── DeadlineExceeded           deadline_exceeded
+    │   ├── DeadlineExceeded           deadline_exceeded
+    │   └── Unreachable                of the client: nothing answers at the service's address
     └── SetupError                   whoever runs or builds it can mend it: the command line says it and exits with 2
         ├── BundleError                a bundle is missing, damaged or not what its manifest says
         ├── SettingsError              a setting is out of bounds, a provider is missing
@@ -125,6 +126,12 @@ class Draining(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
+
+
+class Unreachable(ServiceError):
+    """No connection, or one that broke before the answer was there. Only a client raises it."""
+
+    code = "unreachable"
 
 
 class SetupError(SaccadeError):

@@ -1,9 +1,13 @@
 """A map drawn over the photograph that it belongs to, where the model saw it."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from saccade.errors import DataError, InvalidImage
 from saccade.geometry import Region
 
 # Turbo's polynomial of degree 5, red, green, blue, constant term first (Mikhailov 2019, https://ai.googleblog.com)
@@ -49,3 +53,25 @@ def _heat(values: NDArray[np.float32]) -> NDArray[np.float32]:
     positive = np.maximum(np.asarray(values, np.float32), np.float32(0))
     largest = float(positive.max())
     return (positive / (largest or 1.0)).astype(np.float32)
+
+
+def picture_file(picture: Image.Image, kind: str) -> bytes:
+    """As PNG, JPEG or WEBP. Raises InvalidImage for more pixels than the format holds."""
+    buffer = io.BytesIO()
+    try:
+        picture.save(buffer, kind, quality=90)
+    except (OSError, ValueError) as error:  # JPEG ends at 65,500 pixels a side, WebP at 16,383
+        raise InvalidImage(f"{kind} cannot hold {picture.width} x {picture.height} pixels: {error}") from error
+    return buffer.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all. Raises DataError."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        if part.is_file():
+            part.unlink()
+        raise DataError(f"could not write {path}: {error.strerror}") from error

@@ -1,11 +1,15 @@
-"""The service's pipeline without a server: one bundle, one picture, in this process."""
+"""The service's pipeline without a server: one bundle, any number of pictures, in this process."""
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
-from saccade.api import Answer, ClassifyOptions
+from saccade.api import ClassifyOptions
 from saccade.bundle import open_bundle
+from saccade.client import Effort
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.plan import find_cpus, make_plan
@@ -14,22 +18,46 @@ from service.settings import load_settings
 from service.workers import Workers
 
 
-def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
-    """What the service would answer. Raises RequestError, ServiceError, BundleError, SettingsError."""
+class Local:
+    """One model on an event loop of its own; for any number of threads. A context manager."""
 
-    async def receive() -> bytes:
-        return picture
-
-    settings = load_settings()
-    check_providers(settings.providers)
-    plan = make_plan(settings, find_cpus(), settings.providers[0])
-    workers = Workers(plan.decode_threads)
-    try:
-        classifier = Classifier(open_bundle(folder), settings, plan, workers, Metrics())
+    def __init__(self, folder: Path) -> None:
+        """Raises BundleError, SettingsError."""
+        settings = load_settings()
+        check_providers(settings.providers)
+        plan = make_plan(settings, find_cpus(), settings.providers[0])
+        self._workers = Workers(plan.decode_threads)
         try:
-            body = asyncio.run(classifier.classify(receive, options, "local", time.monotonic()))
-        finally:
-            classifier.close()
-    finally:
-        workers.close()
-    return Answer.model_validate_json(body)
+            self._classifier = Classifier(open_bundle(folder), settings, plan, self._workers, Metrics())
+        except BaseException:
+            self._workers.close()
+            raise
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="saccade-local", daemon=True)
+        self._thread.start()
+
+    def asking(self, options: ClassifyOptions) -> Callable[[bytes, Effort], bytes]:
+        """As `Client.asking`: the bytes of a picture -> what the service would answer."""
+
+        async def classify(picture: bytes) -> bytes:
+            async def receive() -> bytes:
+                return picture
+
+            return await self._classifier.classify(receive, options, "local", time.monotonic())
+
+        def ask(picture: bytes, _: Effort) -> bytes:
+            return asyncio.run_coroutine_threadsafe(classify(picture), self._loop).result()
+
+        return ask
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._classifier.close()
+        self._workers.close()
+        self._loop.close()

@@ -170,10 +170,12 @@ def test_a_picture_that_the_format_cannot_hold_is_refused(
 
 
 def test_classify_prints_the_answer(server: Server, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """JSON that a script can read, with the options given."""
+    """One line of JSON that a script can read, with the options given."""
     asked = ["--model", "tiny-vit", "--top-k", "2", "--attention", "last", "--rows", "pool", "--heads", "all"]
     assert main(["classify", str(picture), "--url", server.url, *asked]) == 0
-    answer = Answer.model_validate(json.loads(capsys.readouterr().out))
+    line = json.loads(capsys.readouterr().out)
+    assert line["path"] == str(picture)
+    answer = Answer.model_validate(line["answer"])
     assert (answer.model.name, len(answer.labels)) == ("tiny-vit", 2)
     assert answer.attention is not None
     assert [layer.shape for layer in answer.attention] == [(2, 1, 25)]
@@ -197,10 +199,6 @@ def test_classify_refuses_in_one_line(
 ) -> None:
     """The service's own sentence, or that nobody answered."""
     assert words in refused(capsys, "classify", picture, "--url", server.url, *options)
-
-
-def test_classify_names_a_missing_picture(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "could not read absent.jpg" in refused(capsys, "classify", "absent.jpg", "--url", server.url)
 
 
 @pytest.mark.parametrize(

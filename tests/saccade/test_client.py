@@ -1,32 +1,52 @@
 """The client against a real server: every way to hand over a picture, every option, every refusal by its class."""
 
+import gc
 import io
+import itertools
+import json
+import ssl
 import threading
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.client import Client, picture_bytes
+import saccade
+from saccade.api import Answer
+from saccade.client import Client, Outcome, retry_after_s, wait_s
+from saccade.decode import decode
 from saccade.errors import (
+    BodyTooLarge,
     DataError,
+    DeadlineExceeded,
+    Draining,
     ImageTooLarge,
     InvalidImage,
     InvalidParameter,
+    NotReady,
     Overloaded,
     RequestError,
     SaccadeError,
     ServiceError,
     Unauthorized,
     UnknownModel,
+    Unreachable,
     UnsupportedMap,
 )
+from saccade.geometry import Region
+from saccade.overlay import overlay
+from saccade.picture import Picture, picture_bytes
 from tests.conftest import Server
+from tests.saccade.stub import ANSWER, CLOSE, HANG, Stub, good, refusal, response
 
 
 @pytest.fixture(scope="module")
@@ -240,32 +260,417 @@ def test_a_key_opens_a_service_that_wants_one(models: Path, tmp_path: Path, pixe
         assert guarded.stop() == 0
 
 
-class _Full(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = b'{"error": "256 images are waiting; the limit is 256", "code": "overloaded", "request_id": "1"}'
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(429)
-        self.send_header("retry-after", "7")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_a_full_queue_says_how_long_to_wait() -> None:
     """The seconds of Retry-After reach the script that has to wait them."""
-    with HTTPServer(("127.0.0.1", 0), _Full) as full:
-        thread = threading.Thread(target=full.handle_request)
-        thread.start()
-        with Client(f"http://127.0.0.1:{full.server_port}") as client, pytest.raises(Overloaded) as caught:
+    with Stub(refusal(429, "overloaded", "retry-after: 7")) as stub, Client(stub.url, retries=0) as client:
+        with pytest.raises(Overloaded, match="this is overloaded") as caught:
             client.classify(b"picture")
-        thread.join()
-    assert caught.value.retry_after == 7
+        assert caught.value.retry_after == 7
 
 
 def test_a_key_that_no_header_can_carry_is_refused() -> None:
     """With a word of ours, before anything is sent."""
-    with pytest.raises(InvalidParameter, match="no HTTP header"):
-        Client(key="schlüssel")
+    for key in ("schlüssel", "a\r\nx-evil: 1", "", " a"):
+        with pytest.raises(InvalidParameter, match="no HTTP header"):
+            Client(key=key)
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}, {"longest_wait": -1}])
+def test_limits_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="must be"):
+        Client(**wrong)
+
+
+# --- answers
+
+
+def test_maps_and_weights_are_arrays(client: Client, pixels: NDArray[np.uint8]) -> None:
+    """Nested lists of the JSON, to the last digit; and they come back out as the same JSON."""
+    answer = client.classify(pixels, model="tiny-vit", attention="all", heads="all", decimals=9)
+    raw = json.loads(answer.model_dump_json())
+    assert answer.maps[0].values.shape == answer.maps[0].grid
+    assert answer.maps[0].values.tolist() == raw["maps"][0]["values"]
+    assert answer.attention is not None
+    for layer, shown in zip(answer.attention, raw["attention"], strict=True):
+        assert layer.weights.shape == layer.shape
+        assert layer.weights.tolist() == shown["weights"]
+    assert Answer.model_validate(raw) == answer
+    assert Answer.model_validate(raw | {"maps": []}) != answer
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0], [2.0, 3.0]], "text", [[["deep"]]]])
+def test_an_answer_whose_map_is_no_grid_is_a_service_error(values: object) -> None:
+    wrong = ANSWER | {"maps": [{"name": "rollout", "class_index": None, "grid": [1, 2], "values": values}]}
+    answer = response(200, json.dumps(wrong).encode())
+    with Stub(answer) as stub, Client(stub.url) as client, pytest.raises(ServiceError, match="in no known form"):
+        client.classify(b"picture")
+
+
+def test_an_answer_draws_its_map_over_the_picture_in_every_form(
+    client: Client, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """`answer.overlay()` is the map where the answer's geometry puts it, upright; a path is read again."""
+    block = Image.Exif()
+    block[274] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=block)
+    data = path.read_bytes()
+    upright = decode(data, (255, 255, 255))
+    assert upright.size == (20, 30)
+    for picture in (path, data, io.BytesIO(data), Image.open(path)):
+        answer = client.classify(picture, model="tiny-vit")
+        seen = Region(**answer.geometry.region.model_dump())
+        expected = overlay(upright, answer.maps[0].values.astype(np.float32), seen)
+        assert np.array_equal(np.asarray(answer.overlay()), np.asarray(expected))
+
+
+def test_one_of_several_maps_is_drawn_by_name_and_class(client: Client, pixels: NDArray[np.uint8]) -> None:
+    """The first where none is named; one that was not asked for is refused with what there is."""
+    answer = client.classify(pixels, model="tiny-resnet", maps="class", classes=("3", "7"))
+    first, third, seventh = (np.asarray(answer.overlay(*which)) for which in ((), ("class", 3), (None, 7)))
+    assert np.array_equal(first, third)
+    assert not np.array_equal(third, seventh)
+    with pytest.raises(InvalidParameter, match=r"does not hold a map 'rollout'.*class of class 3, class of class 7"):
+        answer.overlay("rollout")
+    with pytest.raises(InvalidParameter, match="of class 5"):
+        answer.overlay(class_index=5)
+
+
+def test_an_answer_from_a_file_needs_its_picture(client: Client, pixels: NDArray[np.uint8]) -> None:
+    """Results read from a disk can be drawn too, but not over another picture."""
+    answer = client.classify(pixels)
+    read = Answer.model_validate_json(answer.model_dump_json())
+    with pytest.raises(InvalidParameter, match="picture="):
+        read.overlay()
+    assert np.array_equal(np.asarray(read.overlay(picture=pixels)), np.asarray(answer.overlay()))
+    with pytest.raises(InvalidParameter, match="has 30 x 19 pixels, and the answer is about one of 30 x 20"):
+        read.overlay(picture=pixels[:-1])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((3,), np.uint8), np.zeros((0, 4), np.uint8)],
+)
+def test_an_array_that_is_no_picture_is_refused(array: Any) -> None:
+    """Before anything is sent, with its type and shape."""
+    with pytest.raises(InvalidImage, match="an array must be uint8"):
+        picture_bytes(array)
+
+
+def test_the_card_of_a_model_is_read(client: Client) -> None:
+    """Manifest, card, parity and plan, typed."""
+    info = client.model("tiny-vit@1")
+    assert (info.manifest.name, info.version, len(info.manifest.labels)) == ("tiny-vit", 1, 10)
+    with pytest.raises(UnknownModel, match=r"'tiny.vit#1'"):
+        client.model("tiny?vit#1")
+
+
+def test_both_clients_are_where_one_looks_for_them() -> None:
+    assert saccade.Client is Client
+    assert saccade.AsyncClient.__name__ == "AsyncClient"
+
+
+# --- tries
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "overloaded"), (503, "not_ready"), (503, "draining")])
+def test_a_service_that_is_busy_or_away_is_asked_again(status: int, code: str) -> None:
+    """Twice refused, then answered: the script sees the answer only."""
+    busy = refusal(status, code, "retry-after: 0")
+    with Stub(busy, busy, good()) as stub, Client(stub.url) as client:
+        assert client.classify(b"picture").labels[0].label == "cat"
+        assert [request.body for request in stub.requests] == [b"picture"] * 3
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [(429, "overloaded", Overloaded), (503, "not_ready", NotReady), (503, "draining", Draining)],
+)
+def test_tries_have_an_end(status: int, code: str, kind: type[SaccadeError]) -> None:
+    """After `retries` the refusal is raised as what it is."""
+    with Stub(refusal(status, code)) as stub, Client(stub.url, retries=2) as client:
+        with pytest.raises(kind):
+            client.classify(b"picture")
+        assert len(stub.requests) == 3
+
+
+def test_nobody_comes_before_the_time_that_the_service_asked_for() -> None:
+    """Retry-After: 1 is a second at the least, on the server's own clock."""
+    with Stub(refusal(429, "overloaded", "retry-after: 1"), good()) as stub, Client(stub.url) as client:
+        client.classify(b"picture")
+        first, second = (request.at for request in stub.requests)
+        assert second - first >= 1
+
+
+def test_a_service_that_asks_for_too_long_is_not_waited_for() -> None:
+    """An hour is the matter of whoever runs the script."""
+    with Stub(refusal(429, "overloaded", "retry-after: 3600")) as stub, Client(stub.url) as client:
+        with pytest.raises(Overloaded) as caught:
+            client.classify(b"picture")
+        assert caught.value.retry_after == 3600
+        assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "invalid_image"), (404, "unknown_model"), (500, "internal"), (504, "x")]
+)
+def test_what_would_be_refused_again_is_asked_once(status: int, code: str) -> None:
+    with Stub(refusal(status, code)) as stub, Client(stub.url) as client:
+        with pytest.raises(SaccadeError):
+            client.classify(b"picture")
+        assert len(stub.requests) == 1
+
+
+def test_pauses_double_up_to_a_limit_and_spread_the_callers() -> None:
+    """Never below what was asked for; callers that were refused together come apart, whatever they were told."""
+    for tries, asked in itertools.product(range(12), (0.0, 3.0, 59.9)):
+        waits = [wait_s(tries, asked, 60.0) for _ in range(200)]
+        assert all(asked <= wait <= asked + min(60.0, 0.5 * 2**tries) for wait in waits)
+        assert len(set(waits)) > 100
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (b"7", 7),
+        (b" 120 ", 120),
+        (b"Wed, 25 Nov 2026 12:00:30 GMT", 30),
+        (b"Wed, 25 Nov 2026 11:59:30 GMT", 0),
+        (b"", 0),
+        (b"-3", 0),
+        (b"soon", 0),
+    ],
+)
+def test_retry_after_is_read_as_the_specification_has_it(header: bytes, seconds: float) -> None:
+    """RFC 9110, 10.2.3: seconds or a date. Proxies send dates."""
+    assert retry_after_s(header, datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)) == seconds
+
+
+def test_a_connection_that_breaks_is_tried_again() -> None:
+    """Once the service has been reached: a server that restarts costs a night's script nothing."""
+    with Stub(good(), CLOSE, good()) as stub, Client(stub.url) as client:
+        client.classify(b"one")
+        client.classify(b"two")
+        assert [request.body for request in stub.requests] == [b"one", b"two", b"two"]
+
+
+def test_half_an_answer_is_none() -> None:
+    """A connection that breaks in the middle of an answer is tried again; what came is thrown away."""
+    with Stub(good(), good()[:-20], good(), closes=True) as stub, Client(stub.url) as client:
+        client.classify(b"one")
+        assert client.classify(b"two").labels[0].label == "cat"
+        assert len(stub.requests) == 3
+
+
+def test_an_address_at_which_nobody_ever_answered_is_not_tried_again() -> None:
+    """A wrong port is told at once, and not after a minute of hope."""
+    with Stub(CLOSE) as stub, Client(stub.url) as client:
+        with pytest.raises(Unreachable, match="closed before the answer"):
+            client.classify(b"picture")
+        assert len(stub.requests) == 1
+
+
+def test_an_idle_connection_that_the_server_closed_is_no_failure() -> None:
+    """Servers close them after seconds; the next picture goes out on a new one, even without tries."""
+    with Stub(good(), closes=True) as stub, Client(stub.url, retries=0) as client:
+        for _ in range(5):
+            client.classify(b"picture")
+        assert stub.connections == 5
+
+
+def test_connections_are_used_again(client: Client, pixels: NDArray[np.uint8]) -> None:
+    """One for each thread that asks at a time, and no more."""
+    with Stub(good()) as stub, Client(stub.url) as asking, ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(asking.classify, [b"picture"] * 100))) == 100
+        assert len(stub.requests) == 100
+        assert stub.connections <= 4
+
+
+def test_a_service_that_does_not_answer_in_time_is_told_so() -> None:
+    """With the seconds; and not asked again, which would double its work."""
+    with Stub(HANG) as stub, Client(stub.url, timeout=0.05) as client:
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.05 s"):
+            client.classify(b"picture")
+        assert len(stub.requests) == 1
+
+
+# --- HTTP as servers and proxies speak it
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b",
+        b"HTTP/1.0 200 OK\r\n\r\n%b",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b",
+    ],
+    ids=["chunked", "after a 100", "until the end", "said to be the last"],
+)
+def test_every_framing_of_an_answer_is_read(answer: bytes) -> None:
+    """RFC 9112: by length, by chunks, by the connection's end."""
+    body = json.dumps(ANSWER).encode()
+    parts: dict[int, tuple[Any, ...]] = {3: (body[:4], len(body) - 4, body[4:]), 2: (len(body), body), 1: (body,)}
+    with Stub(answer % parts[answer.count(b"%")], closes=True) as stub, Client(stub.url, retries=0) as client:
+        for _ in range(2):
+            assert client.classify(b"picture").labels[0].label == "cat"
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 100])
+def test_what_is_no_http_is_a_service_error(answer: bytes) -> None:
+    with Stub(answer, closes=True) as stub, Client(stub.url) as client:
+        with pytest.raises(ServiceError, match=r"no known form|closed"):
+            client.classify(b"picture")
+        assert len(stub.requests) == 1
+
+
+def test_a_body_that_is_refused_on_its_way_is_told_why(small: Path) -> None:
+    """20 MB against a limit of 1 kB: the service's sentence arrives, whenever it stops reading."""
+    with Server(models=small, port=0, drain_grace_s=0, max_body_bytes=1024) as server, Client(server.url) as client:
+        for size in (2_000, 300_000, 20_000_000):
+            with pytest.raises(BodyTooLarge, match=f"has {size} bytes; the limit is 1024"):
+                client.classify(bytes(size))
+        assert server.stop() == 0
+
+
+def test_a_service_below_a_path_is_reached() -> None:
+    """As behind a proxy that gives each service a path of its own."""
+    with Stub(good()) as stub, Client(f"{stub.url}/vision/") as client:
+        client.classify(b"picture", top_k=3)
+        assert stub.requests[0].head.startswith("POST /vision/v1/classify?top_k=3 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:word@127.0.0.1", "http://127.0.0.1/?a=1", "http://127.0.0.1/ä", "http:///x"]
+)
+def test_an_address_with_more_than_an_address_is_refused(url: str) -> None:
+    with pytest.raises(ServiceError, match="not the address of a service"):
+        Client(url)
+
+
+def test_https_is_spoken_and_the_certificate_is_looked_at() -> None:
+    """With the authorities given; with those of the system a certificate of our own is refused, and not retried."""
+    authority = trustme.CA()
+    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(trusting)
+    large = bytes(3_000_000)
+    with Stub(good(), tls=server) as stub:
+        with Client(stub.url, tls=trusting) as client:
+            for _ in range(3):
+                assert client.classify(large).labels[0].label == "cat"
+        assert [request.body == large for request in stub.requests] == [True] * 3
+        with Client(stub.url) as wary, pytest.raises(Unreachable, match="certificate"):
+            wary.classify(b"picture")
+
+
+# --- many
+
+
+def numbered(count: int) -> list[bytes]:
+    """Pictures that all differ."""
+    levels = np.random.default_rng(9).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return [png(Image.fromarray(one)) for one in levels]
+
+
+def test_many_pictures_are_answered_in_their_order(client: Client) -> None:
+    """Each as it would be alone, the damaged ones with their error in their place."""
+    pictures: list[Picture] = [*numbered(40)]
+    pictures[7], pictures[23] = b"no picture", "/no/such/file.png"
+    outcomes = list(client.classify_many(pictures, concurrency=5, top_k=1, decimals=9))
+    assert [outcome.picture for outcome in outcomes] == pictures
+    for number, (picture, answer, error) in enumerate(outcomes):
+        if number in (7, 23):
+            assert answer is None
+            assert type(error) is (InvalidImage if number == 7 else DataError)
+        else:
+            assert error is None
+            assert answer is not None
+            assert answer.labels[0].score == pytest.approx(
+                client.classify(picture, top_k=1, decimals=9).labels[0].score, abs=1e-5
+            )
+
+
+def test_a_million_pictures_would_need_no_more_memory_than_a_few(client: Client) -> None:
+    """A generator is drawn as answers are taken, and what was answered is let go."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    def pictures() -> Iterator[Picture]:
+        nonlocal most
+        for data in numbered(200):
+            picture = _Watched(data)
+            alive.add(picture)
+            most = max(most, len(alive))
+            yield picture
+
+    for number, outcome in enumerate(client.classify_many(pictures(), concurrency=2)):
+        assert outcome.answer is not None, outcome.error
+        assert number < 200
+        del outcome
+    gc.collect()
+    assert most <= 4 * 2 + 4
+    assert number == 199
+
+
+class _Watched(io.BytesIO):
+    """An open file that can be watched being let go."""
+
+
+def test_who_stops_early_leaves_nothing_running(client: Client) -> None:
+    """Threads end although the service hangs, and the rest of the pictures is not drawn."""
+    drawn: list[int] = []
+
+    def pictures() -> Iterator[Picture]:
+        for number in range(1000):
+            drawn.append(number)
+            yield b"picture"
+
+    before = threading.active_count()
+    with Stub(good(), HANG) as stub, Client(stub.url) as hanging:
+        outcomes = hanging.classify_many(pictures(), concurrency=3)
+        assert next(outcomes).answer is not None
+        workers = [thread for thread in threading.enumerate() if thread.name == "saccade-client"]
+        outcomes.close()  # type: ignore[attr-defined]
+        for worker in workers:
+            worker.join()
+    assert len(drawn) <= 13
+    assert threading.active_count() <= before + 5  # the stub's own
+
+
+def test_an_error_of_the_list_itself_is_raised_in_its_place(client: Client) -> None:
+    """After the answers to what came before it."""
+
+    def pictures() -> Iterator[Picture]:
+        yield from numbered(5)
+        raise OSError("the disk is gone")
+
+    seen: list[Outcome] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(client.classify_many(pictures()))
+    outcomes = client.classify_many(pictures())
+    assert [next(outcomes).error for _ in range(5)] == [None] * 5
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(outcomes)
+
+
+def test_a_list_that_waits_holds_nobody_up(client: Client) -> None:
+    """Answers are given while the next picture is still being waited for, as from a camera."""
+    more = threading.Event()
+
+    def pictures() -> Iterator[Picture]:
+        yield numbered(1)[0]
+        assert more.wait(60)
+        yield numbered(1)[0]
+
+    outcomes = client.classify_many(pictures(), concurrency=2)
+    assert next(outcomes).answer is not None
+    more.set()
+    assert next(outcomes).answer is not None
+    assert next(outcomes, None) is None
+
+
+def test_options_of_many_are_looked_at_before_the_first(client: Client) -> None:
+    for wrong in ({"top_k": 0}, {"concurrency": 0}):
+        with pytest.raises(InvalidParameter):
+            client.classify_many([], **wrong)

@@ -1,0 +1,134 @@
+"""`saccade classify`: any number of pictures -> one JSON line each, in their order, from a service or without one."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from saccade.api import Answer
+from saccade.client import Effort
+from saccade.errors import (
+    BodyTooLarge,
+    DataError,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InferenceFailed,
+    InvalidImage,
+    InvalidParameter,
+    SaccadeError,
+    ServiceError,
+    SetupError,
+)
+from saccade.ordered import in_order
+from saccade.overlay import picture_file, write_whole
+from saccade.paths import STDIN, find_pictures
+from saccade.picture import picture_bytes
+from saccade.progress import Progress
+from saccade.results import Printed, Results, answer_line, error_line
+
+Ask = Callable[[bytes, Effort], bytes]
+"""The bytes of a picture -> its answer as JSON. Raises RequestError, ServiceError."""
+
+_OF_ONE_PICTURE = (InvalidImage, ImageTooLarge, BodyTooLarge, DataError, InferenceFailed, DeadlineExceeded)
+
+
+class Order(NamedTuple):
+    """What to do with which pictures."""
+
+    pictures: Sequence[str]
+    """As `find_pictures` takes them."""
+    separator: bytes
+    concurrency: int
+    out: Path | None
+    """None: standard output."""
+    resume: bool
+    overlays: Path | None
+
+
+def classify(order: Order, ask: Ask) -> int:
+    """Writes a line for each picture; how many of the lines are errors.
+
+    Raises SaccadeError for what is wrong with more than one picture: the service is away, the request is refused
+    whatever the picture, the disk is full. All lines before it are written then.
+    """
+    if order.concurrency < 1:
+        raise InvalidParameter(f"--concurrency must be at least 1, not {order.concurrency}")
+    if order.resume and order.out is None:
+        raise InvalidParameter("--resume needs --out: there is nothing to go on with")
+    effort, paths = Effort(), find_pictures(order.pictures, order.separator)
+
+    def score(path: str) -> tuple[bytes, bool]:
+        try:
+            answer = ask(picture_bytes(path), effort)
+            _check(answer)
+            if order.overlays is not None:
+                _draw(path, answer, order.overlays)
+            return answer_line(path, answer), False
+        except SaccadeError as error:
+            if not isinstance(error, _OF_ONE_PICTURE) and type(error) is not SaccadeError:  # which is "internal"
+                raise
+            return error_line(path, error), True
+
+    with ExitStack() as stack:
+        if order.out is None:
+            output: Results | Printed = Printed(sys.stdout.buffer)
+            progress = None
+        else:
+            output = stack.enter_context(Results(order.out, order.resume))
+            done, failed = output.skip(paths) if order.resume else (0, 0)
+            progress = Progress(done=done, failed=failed)
+            _count(order, progress)
+            stack.callback(progress.end)
+        errors = progress.failed if progress else 0
+        for line, failed in in_order(paths, score, threads=order.concurrency, give_up=effort.give_up):
+            output.write(line)
+            errors += failed
+            if progress:
+                progress.step(failed)
+    return errors
+
+
+def _check(answer: bytes) -> None:
+    """One line of JSON, or whoever answered is no Saccade: what goes into the file can be read again."""
+    with suppress(ValueError):
+        if isinstance(from_json(answer), dict) and b"\n" not in answer:
+            return
+    raise ServiceError("the answer is in no known form: is it a Saccade?")
+
+
+def _draw(path: str, answer: bytes, folder: Path) -> None:
+    try:
+        drawn = Answer.model_validate_json(answer).overlay(picture=path)
+    except ValidationError as error:
+        raise ServiceError("the answer is in no known form: is it a Saccade?") from error
+    file = picture_file(drawn, "JPEG" if max(drawn.size) < 2**16 - 35 else "PNG")
+    place = overlay_path(path, folder)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, file)
+    except OSError as error:
+        raise SetupError(f"could not write {place}: {error.strerror}") from error
+    except DataError as error:
+        raise SetupError(str(error)) from error  # a full disk is not the matter of this picture
+
+
+def overlay_path(path: str, folder: Path) -> Path:
+    """`a/b.png` -> `folder/a/b.png.jpg`: below the folder, whatever the path, and two pictures never in one place."""
+    parts = ["__" if part == ".." else part for part in Path(path).parts if part != Path(path).anchor]
+    return folder.joinpath(*parts[:-1], f"{parts[-1]}.jpg")
+
+
+def _count(order: Order, progress: Progress) -> None:
+    """Finds out how many there are, beside the work: a walk through a million files takes a while."""
+
+    def count() -> None:
+        with suppress(SaccadeError):  # told in its place
+            progress.total = sum(1 for _ in find_pictures(order.pictures, order.separator))
+
+    if STDIN not in order.pictures:
+        threading.Thread(target=count, name="saccade-count", daemon=True).start()

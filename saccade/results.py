@@ -1,0 +1,134 @@
+"""A file of JSON lines, one a picture, that a crash at any moment leaves fit to go on with.
+
+Each line goes out whole in one write, and once a second all of them go to the disk. What a crash leaves of a line at
+the end is cut off when the file is opened again.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from saccade.errors import DataError, SaccadeError
+
+_SYNC_EVERY_S = 1.0
+
+
+def answer_line(path: str, answer: bytes) -> bytes:
+    """`{"path": …, "answer": …}`; the answer as the service sent it, which is JSON of one line."""
+    return b'{"path": %b, "answer": %b}\n' % (json.dumps(path).encode(), answer)
+
+
+def error_line(path: str, error: SaccadeError) -> bytes:
+    """`{"path": …, "error": sentence, "code": snake_case}`."""
+    return json.dumps({"path": path, "error": str(error), "code": error.code}).encode() + b"\n"
+
+
+class Results:
+    """Open for one process at a time. A context manager."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        """Raises DataError: for a file that is there already, unless it is to be resumed, and for one in use."""
+        self._path = path
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if resume else os.O_EXCL)
+            self._file = os.open(path, flags, 0o666)
+        except FileExistsError:
+            raise DataError(f"{path} is there already: --resume goes on with it") from None
+        except OSError as error:
+            raise DataError(f"could not write {path}: {error.strerror}") from error
+        self._broken: OSError | None = None
+        self._closing = threading.Event()
+        self._syncing = threading.Thread(target=self._sync, name="saccade-sync", daemon=True)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise DataError(f"{path} is being written by another process") from error
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        if self._syncing.ident is not None:
+            self._syncing.join()
+        try:
+            os.fsync(self._file)
+        except OSError as failure:
+            self._broken = self._broken or failure
+        os.close(self._file)
+        if error is None:
+            self._check()
+
+    def skip(self, paths: Iterator[str]) -> tuple[int, int]:
+        """Draws the paths that have a line already, and cuts off half a line at the end: (lines, errors among them).
+
+        Raises DataError where the file is not about these pictures in this order.
+        """
+        done, failed, end = 0, 0, 0
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                written = self._read(line, done + 1)
+                path = next(paths, None)
+                if path != written["path"]:
+                    there = "ends before" if path is None else f"has {path!r} there"
+                    where = f"line {done + 1} of {self._path} is about {written['path']!r}"
+                    raise DataError(f"{where}, and the list of pictures {there}: --resume needs the same list")
+                done, failed, end = done + 1, failed + ("error" in written), end + len(line)
+        os.ftruncate(self._file, end)
+        return done, failed
+
+    def write(self, line: bytes) -> None:
+        """Raises DataError where the disk is full, or worse."""
+        if self._syncing.ident is None:
+            self._syncing.start()
+        self._check()
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[os.write(self._file, line) :]
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _sync(self) -> None:
+        while not self._closing.wait(_SYNC_EVERY_S):
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                self._broken = error
+                return
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._failure(self._broken)
+
+    def _failure(self, error: OSError) -> DataError:
+        return DataError(f"could not write {self._path}: {error.strerror}")
+
+    def _read(self, line: bytes, number: int) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            written = json.loads(line)
+            if isinstance(written, dict) and isinstance(written.get("path"), str):
+                return written
+        raise DataError(f"line {number} of {self._path} is not one of this command")
+
+
+class Printed:
+    """Lines on a stream instead; nothing is resumed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, line: bytes) -> None:
+        self._stream.write(line)
+        self._stream.flush()

@@ -1,0 +1,117 @@
+"""The file of results survives whatever stops the command: no picture is lost, none is there twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saccade.errors import DataError, InvalidImage
+from saccade.results import Results, answer_line, error_line
+
+PATHS = ["a.jpg", "b\n\"'.jpg", os.fsdecode(b"\xff.png"), "ä.webp"]
+LINES = [
+    answer_line(PATHS[0], b'{"labels":[]}'),
+    error_line(PATHS[1], InvalidImage("it is cut short\nor so")),
+    answer_line(PATHS[2], b'{"labels":[1]}'),
+    answer_line(PATHS[3], b"{}"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.jsonl"
+
+
+def write(path: Path, lines: list[bytes]) -> None:
+    with Results(path, resume=False) as results:
+        for line in lines:
+            results.write(line)
+
+
+def test_lines_are_json_whatever_the_name_and_the_error(path: Path) -> None:
+    """One line each; names that are no UTF-8 come back as the names that they are."""
+    write(path, LINES)
+    read = [json.loads(line) for line in path.read_bytes().decode().splitlines()]
+    assert [one["path"] for one in read] == PATHS
+    assert read[0]["answer"] == {"labels": []}
+    assert (read[1]["error"], read[1]["code"]) == ("it is cut short\nor so", "invalid_image")
+
+
+@pytest.mark.parametrize("cut", range(len(b"".join(LINES)) + 1))
+def test_wherever_a_crash_cuts_the_file_it_goes_on_there(path: Path, cut: int) -> None:
+    """At every byte: whole lines count, what is left of one is cut off, and the end is as without a crash."""
+    path.write_bytes(b"".join(LINES)[:cut])
+    whole = path.read_bytes().count(b"\n")
+    rest = iter(PATHS)
+    with Results(path, resume=True) as results:
+        assert results.skip(rest) == (whole, int(whole > 1))
+        for line in LINES[whole:]:
+            results.write(line)
+    assert path.read_bytes() == b"".join(LINES)
+    assert list(rest) == PATHS[whole:]
+
+
+def test_what_a_lost_disk_leaves_is_cut_off(path: Path) -> None:
+    """Zeros at the end, where a file system knew of the length and not yet of the bytes."""
+    path.write_bytes(LINES[0] + b"\0" * 5000)
+    with Results(path, resume=True) as results:
+        assert results.skip(iter(PATHS)) == (1, 0)
+    assert path.read_bytes() == LINES[0]
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["b.jpg", *PATHS], "line 1 .* is about 'a.jpg', and the list of pictures has 'b.jpg' there"),
+        ([PATHS[0], "x"], "line 2 .* has 'x' there: --resume needs the same list"),
+        (PATHS[:1], "line 2 .* ends before"),
+    ],
+)
+def test_another_list_of_pictures_is_refused(path: Path, paths: list[str], words: str) -> None:
+    """And the file stays as it is."""
+    write(path, LINES)
+    with pytest.raises(DataError, match=words), Results(path, resume=True) as results:
+        results.skip(iter(paths))
+    assert path.read_bytes() == b"".join(LINES)
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[]\n", b"text\n", b'{"path": 1}\n', b"\n"])
+def test_another_kind_of_file_is_refused(path: Path, line: bytes) -> None:
+    path.write_bytes(LINES[0] + line)
+    with pytest.raises(DataError, match=r"line 2 .* is not one of this command"), Results(path, resume=True) as results:
+        results.skip(iter(PATHS))
+    assert path.read_bytes() == LINES[0] + line
+
+
+def test_results_are_never_written_over(path: Path) -> None:
+    """A command that is given twice by mistake costs nothing."""
+    write(path, LINES)
+    with pytest.raises(DataError, match="there already: --resume goes on with it"):
+        Results(path, resume=False)
+    assert path.read_bytes() == b"".join(LINES)
+
+
+def test_two_processes_do_not_write_one_file(path: Path) -> None:
+    code = f"from pathlib import Path; from saccade.results import Results; Results(Path({str(path)!r}), True)"
+    with Results(path, resume=False):
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is being written by another process" in ran.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"could not write .*absent/results.jsonl: No such file"):
+        Results(tmp_path / "absent/results.jsonl", resume=True)
+
+
+def test_a_full_disk_is_said_and_can_be_gone_on_from() -> None:
+    """/dev/full takes nothing, as a full disk does."""
+    with pytest.raises(DataError, match="No space left"):
+        write_to_full()
+
+
+def write_to_full() -> None:
+    with Results(Path("/dev/full"), resume=True) as results:
+        results.write(LINES[0])

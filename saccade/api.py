@@ -196,7 +196,7 @@ class Map(_WithArrays):
     logit: float | None = None
 
     def __str__(self) -> str:
-        return self.name if self.class_index is None else f"{self.name} of class {self.class_index}"
+        return f"{self.name} map" if self.class_index is None else f"{self.name} map of class {self.class_index}"
 
 
 class SpecialTokensPlace(_Wire):
@@ -277,7 +277,9 @@ class Answer(_WithArrays):
                 break
         else:
             has = ", ".join(str(one) for one in self.maps) or "none"
-            raise InvalidParameter(f"the answer does not hold {asked}, for it was not asked; it has {has}")
+            raise InvalidParameter(
+                f"the answer does not hold {asked}: ask for it with maps= and classes=; it has {has}"
+            )
         given = self._picture if picture is None else picture
         if given is None:
             raise InvalidParameter("the answer does not know its picture: give picture=")

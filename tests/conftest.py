@@ -171,3 +171,14 @@ def server(models: Path) -> Iterator[Server]:
     it = Server(models=models, default_model="tiny-cct", port=0, drain_grace_s=0)
     yield it
     it.stop()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[Server]:
+    """A real server on the models in the repository, started as `make serve` starts it."""
+    dry_run = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, check=True, capture_output=True, text=True)
+    variables = dict(re.findall(r'SACCADE_([A-Z_]+)="([^"]*)"', dry_run.stdout))
+    settings = {name.lower(): value for name, value in variables.items()} | {"port": 0, "drain_grace_s": 0}
+    it = Server(**settings)
+    yield it
+    it.stop()

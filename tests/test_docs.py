@@ -105,17 +105,6 @@ def test_commands_of_the_documents_exist() -> None:
     assert seen["saccade"] >= 3
 
 
-@pytest.fixture(scope="module")
-def shipped() -> "Server":
-    """A real server on the models in the repository, started as `make serve` starts it."""
-    dry_run = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, check=True, capture_output=True, text=True)
-    variables = dict(re.findall(r'SACCADE_([A-Z_]+)="([^"]*)"', dry_run.stdout))
-    settings = {name.lower(): value for name, value in variables.items()} | {"port": 0, "drain_grace_s": 0}
-    it = Server(**settings)
-    yield it
-    it.stop()
-
-
 def test_the_readme_shows_the_real_answer(shipped: Server) -> None:
     """The curl line of the README, sent to the service on the shipped models, gives the answer that stands there."""
     (curl,) = [shlex.split(line) for line in commands(README) if line.startswith("curl")]

@@ -330,7 +330,9 @@ def test_one_of_several_maps_is_drawn_by_name_and_class(client: Client, pixels: 
     first, third, seventh = (np.asarray(answer.overlay(*which)) for which in ((), ("class", 3), (None, 7)))
     assert np.array_equal(first, third)
     assert not np.array_equal(third, seventh)
-    with pytest.raises(InvalidParameter, match=r"does not hold a map 'rollout'.*class of class 3, class of class 7"):
+    with pytest.raises(
+        InvalidParameter, match=r"does not hold a map 'rollout'.*class map of class 3, class map of class 7"
+    ):
         answer.overlay("rollout")
     with pytest.raises(InvalidParameter, match="of class 5"):
         answer.overlay(class_index=5)

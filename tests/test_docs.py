@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from saccade.api import ClassifyOptions
 from saccade.bundle import find_bundles, open_bundle
 from saccade.cli import _parser, main
+from saccade.client import Client
 from saccade.errors import SaccadeError
 from service.errors import STATUS
 from service.settings import Settings
@@ -91,7 +92,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_of_the_documents_exist() -> None:
     """Every `make` target is one, and every `saccade` command line is taken by its parser."""
     seen = {"make": 0, "saccade": 0}
-    for line in [line for path in DOCUMENTS for line in commands(path.read_text(encoding="utf-8"))]:
+    written = [line for path in DOCUMENTS for line in commands(path.read_text(encoding="utf-8"))]
+    for line in [part for whole in written for part in whole.split(" | ")]:
         words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
         tool = Path(words[0]).name
         if tool == "make":
@@ -99,7 +101,7 @@ def test_commands_of_the_documents_exist() -> None:
         elif tool == "saccade":
             _parser().parse_args(words[1:])
         else:
-            assert tool in ("curl", "git", "cd", "python"), line
+            assert tool in ("curl", "git", "cd", "find", "python"), line
         seen[tool] = seen.get(tool, 0) + 1
     assert seen["make"] >= 2
     assert seen["saccade"] >= 3
@@ -127,6 +129,25 @@ def test_the_readme_shows_the_real_answer(shipped: Server) -> None:
         np.testing.assert_allclose(ours["values"], theirs["values"], atol=2e-3)
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/client.md"], ids=lambda path: path.name)
+def test_the_python_of_the_documents_runs(
+    path: Path, shipped: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, from the folder of the checkout, but for the address."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "cat.jpg").symlink_to(ROOT / "examples/chelsea.jpg")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    found = blocks(path.read_text(encoding="utf-8"), "python")
+    assert found
+    with Client(shipped.url) as client:
+        for block in found:
+            names = {"client": client, "paths": ["cat.jpg"]}
+            exec(block.replace("http://127.0.0.1:8000", shipped.url), names)  # of our own documents
+    assert capsys.readouterr().out.startswith("cat ")
+    assert [made.suffix for made in tmp_path.glob("*-map.png")] == [".png"]
+
+
 def test_the_picture_of_the_readme_is_made_by_its_command(tmp_path: Path) -> None:
     """`saccade overlay`, as written in the README, gives the picture that stands there."""
     (line,) = [line for line in commands(README) if "saccade overlay" in line]
@@ -146,7 +167,7 @@ def test_the_training_commands_of_the_readme_run_in_their_order(
     """Train, export, evaluate, verify, as written; on the digits, which need no download, in place of CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     lines = [shlex.split(line)[1:] for line in commands(README) if Path(line.split()[0]).name == "saccade"]
-    steps = [words for words in lines if words[0] != "overlay"]
+    steps = [words for words in lines if words[0] not in ("overlay", "classify")]
     assert [words[0] for words in steps] == ["train", "export", "evaluate", "verify"]
     for words in steps:
         assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -19,6 +22,7 @@ from service.app import ONE_PROCESS, Service, create_app_for
 from service.batcher import RUNNER
 from service.logs import configure_logs
 from service.plan import Cpus, find_cpus, keep_to
+from service.protocol import Protocol
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("saccade")
@@ -32,6 +36,9 @@ _ACCEPTS = 16
 """libuv takes one connection a listener and turn of the event loop. Under load a turn takes some ten milliseconds, and
 who comes new would wait for seconds behind those who are connected; each duplicate of a socket is a listener."""
 
+_FILES = 128
+"""For all that is no connection: listeners, pictures of the API page, what the engine opens."""
+
 _GARBAGE = 10_000, 10, 10
 """A request makes some hundred objects and no cycle: Python's 700 would look every few requests."""
 
@@ -42,6 +49,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            cast(Protocol, connection).look(now)
+        return await super().on_tick(counter)
 
 
 def refuse_more_processes(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -64,8 +78,10 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
     service = Service(settings, cpus)
     listener = listen(settings)
     app = create_app_for(service)
+    protocol = functools.partial(Protocol, settings, service.metrics, most_connections(settings.max_connections))
     config = uvicorn.Config(
         app,
+        http=cast(Any, protocol),  # uvicorn only calls it
         lifespan="off",
         ws="none",  # an upgrade is answered as plain HTTP, in our shape
         log_config=None,
@@ -101,6 +117,18 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
         server.should_exit = True
         await serving
         await asyncio.to_thread(service.close)
+
+
+def most_connections(wanted: int) -> int:
+    """As many of them as there are files for; the limit on files is raised as far as the system lets the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(max(soft, wanted + _FILES), hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files < wanted + _FILES:
+        log.warning(
+            "connections are limited to %d, not %d: the process may have %d files", files - _FILES, wanted, files
+        )
+    return max(1, min(wanted, files - _FILES))
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:

@@ -21,6 +21,7 @@ from saccade.errors import SettingsError, SetupError
 from service.app import ONE_PROCESS, Service, create_app_for
 from service.batcher import RUNNER
 from service.logs import configure_logs
+from service.memory import find_trim
 from service.plan import Cpus, find_cpus, keep_to
 from service.protocol import Protocol
 from service.settings import Settings, load_settings
@@ -39,6 +40,9 @@ who comes new would wait for seconds behind those who are connected; each duplic
 _FILES = 128
 """For all that is no connection: listeners, pictures of the API page, what the engine opens."""
 
+_TRIM_TICKS = 100
+"""Ten seconds: it takes a millisecond, or as many as there are tens of megabytes to give back."""
+
 _GARBAGE = 10_000, 10, 10
 """A request makes some hundred objects and no cycle: Python's 700 would look every few requests."""
 
@@ -50,8 +54,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._trim = find_trim()
+        self._trimmed = 0  # requests that had been answered by then
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
+        if counter % _TRIM_TICKS == 0 and self._trimmed != self.server_state.total_requests:
+            self._trimmed = self.server_state.total_requests
+            await asyncio.to_thread(self._trim)
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
             cast(Protocol, connection).look(now)

@@ -58,13 +58,13 @@ def test_the_json_of_every_writer_is_read(service: TestClient, write: Callable[[
     assert labels(seen) == ask(service)["labels"]
 
 
-@pytest.mark.parametrize("size", [2**20 - 4, 2**20, 2**20 + 4, 3 * 2**20 // 4, 3 * 2**20 // 4 + 1, 5 * 2**19])
+@pytest.mark.parametrize("size", [3 * 2**16, 3 * 2**16 + 1, 3 * 2**16 + 2, 3 * 2**16 - 1, 2**18, 2**19 + 1])
 def test_base64_of_any_length_is_read_whole(service: TestClient, size: int) -> None:
     """Nothing is lost where a long text is read in pieces: a PNG with so many bytes behind its end."""
     picture = PNG + bytes(size - len(PNG))
     assert labels(service.post("/v1/classify", json={"image": base64_of(picture)})) == ask(service)["labels"]
     text = base64_of(picture)
-    for spoilt in (text[: 2**19] + "=" + text[2**19 :], text[: 2**20] + "AA==" + text[2**20 :] + "AAAA"):
+    for spoilt in (text[:1000] + "=" + text[1000:], text[:996] + "AA==" + text[1000:] + "AAAA"):
         response = service.post("/v1/classify", json={"image": spoilt})
         assert (response.status_code, response.json()["code"]) == (400, "invalid_image")
 

@@ -4,16 +4,19 @@
     ├── RequestError                 the caller can mend it
     │   ├── InvalidParameter           invalid_parameter
     │   ├── InvalidImage               invalid_image
+    │   ├── MalformedRequest           malformed_request
     │   ├── Unauthorized               unauthorized
     │   ├── UnknownModel               unknown_model
     │   ├── UnknownRoute               unknown_route
     │   ├── MethodNotAllowed           method_not_allowed
     │   ├── NotAcceptable              not_acceptable
+    │   ├── RequestTimeout             request_timeout
     │   ├── BodyTooLarge               body_too_large
     │   ├── ImageTooLarge              image_too_large
     │   ├── ResponseTooLarge           response_too_large
     │   ├── UnsupportedMediaType       unsupported_media_type
-    │   └── UnsupportedMap             unsupported_map
+    │   ├── UnsupportedMap             unsupported_map
+    │   └── HeadTooLarge               head_too_large
     ├── ServiceError                 the service cannot, now or at all
     │   ├── Overloaded                 overloaded
     │   ├── InferenceFailed            inference_failed
@@ -58,6 +61,10 @@ class InvalidImage(RequestError):
     code = "invalid_image"
 
 
+class MalformedRequest(RequestError):
+    code = "malformed_request"
+
+
 class Unauthorized(RequestError):
     code = "unauthorized"
 
@@ -78,6 +85,12 @@ class NotAcceptable(RequestError):
     code = "not_acceptable"
 
 
+class RequestTimeout(RequestError):
+    """The caller sent too slowly; unlike DeadlineExceeded, which is the service's own slowness."""
+
+    code = "request_timeout"
+
+
 class BodyTooLarge(RequestError):
     code = "body_too_large"
 
@@ -96,6 +109,10 @@ class UnsupportedMediaType(RequestError):
 
 class UnsupportedMap(RequestError):
     code = "unsupported_map"
+
+
+class HeadTooLarge(RequestError):
+    code = "head_too_large"
 
 
 class ServiceError(SaccadeError):

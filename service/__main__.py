@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -18,7 +21,9 @@ from saccade.errors import SettingsError, SetupError
 from service.app import ONE_PROCESS, Service, create_app_for
 from service.batcher import RUNNER
 from service.logs import configure_logs
+from service.memory import find_trim
 from service.plan import Cpus, find_cpus, keep_to
+from service.protocol import Protocol
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("saccade")
@@ -32,6 +37,12 @@ _ACCEPTS = 16
 """libuv takes one connection a listener and turn of the event loop. Under load a turn takes some ten milliseconds, and
 who comes new would wait for seconds behind those who are connected; each duplicate of a socket is a listener."""
 
+_FILES = 128
+"""For all that is no connection: listeners, pictures of the API page, what the engine opens."""
+
+_TRIM_TICKS = 100
+"""Ten seconds: it takes a millisecond, or as many as there are tens of megabytes to give back."""
+
 _GARBAGE = 10_000, 10, 10
 """A request makes some hundred objects and no cycle: Python's 700 would look every few requests."""
 
@@ -42,6 +53,21 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._trim = find_trim()
+        self._trimmed = 0  # requests that had been answered by then
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % _TRIM_TICKS == 0 and self._trimmed != self.server_state.total_requests:
+            self._trimmed = self.server_state.total_requests
+            await asyncio.to_thread(self._trim)
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            cast(Protocol, connection).look(now)
+        return await super().on_tick(counter)
 
 
 def refuse_more_processes(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -64,8 +90,10 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
     service = Service(settings, cpus)
     listener = listen(settings)
     app = create_app_for(service)
+    protocol = functools.partial(Protocol, settings, service.metrics, most_connections(settings.max_connections))
     config = uvicorn.Config(
         app,
+        http=cast(Any, protocol),  # uvicorn only calls it
         lifespan="off",
         ws="none",  # an upgrade is answered as plain HTTP, in our shape
         log_config=None,
@@ -101,6 +129,18 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
         server.should_exit = True
         await serving
         await asyncio.to_thread(service.close)
+
+
+def most_connections(wanted: int) -> int:
+    """As many of them as there are files for; the limit on files is raised as far as the system lets the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(max(soft, wanted + _FILES), hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files < wanted + _FILES:
+        log.warning(
+            "connections are limited to %d, not %d: the process may have %d files", files - _FILES, wanted, files
+        )
+    return max(1, min(wanted, files - _FILES))
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:

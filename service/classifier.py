@@ -5,6 +5,7 @@ select -> admit -> receive -> queue -> decode -> run -> postprocess -> encode
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from saccade.api import ClassifyOptions, Plan
 from saccade.bundle import Bundle
 from saccade.decode import decode, plain_pixels
-from saccade.errors import DeadlineExceeded
+from saccade.errors import DeadlineExceeded, RequestTimeout
 from saccade.geometry import Region, region
 from saccade.preprocess import normalize, resize
 from service import postprocess
@@ -113,24 +114,26 @@ class Classifier:
         """
         selection = self._select(options)
         timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
-        # a caller with a longer deadline than the service's own must not keep a place by sending no body
-        patience = min(timeout, self._settings.timeout_ms / 1000)
+        arrival = min(timeout if options.timeout_ms else math.inf, self._settings.transfer_timeout_s)
+        received = 0.0
         with self.batcher.admission():  # before the body is read: what is not admitted costs no memory
             try:
-                async with asyncio.timeout(started + patience - time.monotonic()) as limit:
+                async with asyncio.timeout(started + arrival - time.monotonic()) as limit:
                     body = await receive()
                     received = time.monotonic()
-                    if timeout > patience:
-                        limit.reschedule(asyncio.get_running_loop().time() + started + timeout - received)
-                        patience = timeout
+                    # a caller's deadline runs from the start; the service's own leaves out what was not its time
+                    deadline = (started if options.timeout_ms else received) + timeout
+                    limit.reschedule(asyncio.get_running_loop().time() + deadline - received)
                     reading = functools.partial(self._decode, body)
                     finish = functools.partial(self._finish, selection, request_id, started)
                     here = self._is_small(body)
-                    running = self.batcher.run(reading, selection.outputs, finish, started + timeout, here=here)
+                    running = self.batcher.run(reading, selection.outputs, finish, deadline, here=here)
                     del body, reading  # an upload is let go once its picture is decoded
                     answered = await running
             except TimeoutError:
-                raise DeadlineExceeded(f"no answer within the deadline of {patience * 1000:.0f} ms") from None
+                if not received:
+                    raise RequestTimeout(f"the body was not there within {arrival:g} s") from None
+                raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
         answer, *seconds = answered
         if len(answer) > self._settings.max_response_bytes:
             raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(answer)))

@@ -48,7 +48,7 @@ class Edge:
         # of a header that is there twice, the first; as a dict, since it is asked six times
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         scope.setdefault("state", {}).update(request_id=request_id, received=time.monotonic(), headers=headers)
         status = 0
 
@@ -75,7 +75,7 @@ class Edge:
         except SaccadeError as error:
             await refuse(self._metrics, error, request_id)(scope, receive, send_with_id)
         except ClientDisconnect:
-            status = 499  # nobody is left to read an answer
+            status = scope["state"].get("answered", 499)  # by the connection, else nobody is left to read an answer
         except Exception:
             log.exception("request %s failed", request_id)
             if status:
@@ -85,6 +85,10 @@ class Edge:
         finally:
             self._metrics.request(getattr(scope.get("route"), "path", "other"), status)
             log.debug("%s %s %s %d", request_id, scope["method"], scope["path"], status)
+
+
+def new_request_id() -> str:
+    return f"{random.getrandbits(64):016x}"
 
 
 def refuse(metrics: Metrics, error: SaccadeError, request_id: str, headers: dict[str, str] | None = None) -> Response:

@@ -9,17 +9,20 @@ from service.plain import Json
 STATUS: dict[type[SaccadeError], int] = {
     errors.InvalidParameter: 400,
     errors.InvalidImage: 400,
+    errors.MalformedRequest: 400,
     errors.Unauthorized: 401,
     errors.UnknownModel: 404,
     errors.UnknownRoute: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
+    errors.RequestTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.ResponseTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.UnsupportedMap: 422,
     errors.Overloaded: 429,
+    errors.HeadTooLarge: 431,
     errors.InferenceFailed: 500,
     errors.NotReady: 503,
     errors.Draining: 503,
@@ -42,6 +45,8 @@ def error_response(error: SaccadeError, request_id: str, headers: dict[str, str]
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, errors.Unauthorized):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.RequestTimeout):
+        headers["connection"] = "close"  # nobody waits for the rest
     sentence = str(error)
     if len(sentence) > _LONGEST:  # it may quote what the caller sent
         sentence = f"{sentence[:_LONGEST]}…"

@@ -86,7 +86,7 @@ router = APIRouter(route_class=Plain)
 @router.post(
     "/v1/classify",
     summary="Labels and attention of one picture",
-    responses={200: {"model": api.Answer}, **_errors(400, 404, 406, 413, 415, 422, 429, 500, 503, 504)},
+    responses={200: {"model": api.Answer}, **_errors(400, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)},
     openapi_extra=_CLASSIFY,
 )
 async def classify(request: Request) -> Response:

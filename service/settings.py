@@ -75,6 +75,30 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         20 * 2**20, ge=1024, le=2**31, description="Largest request body; refused with 413 while it arrives"
     )
+    max_head_bytes: int = Field(
+        2**15,
+        ge=8192,
+        le=2**20,
+        description="Largest request line with its headers, each counted as 32 bytes more; refused with 431 while it "
+        "arrives",
+    )
+    head_timeout_s: float = Field(
+        10.0, ge=0.1, le=3600, description="Longest that they may take to arrive; past it, 408"
+    )
+    transfer_timeout_s: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600,
+        description="Longest that a body may take to arrive, past it 408; and that an answer may wait for its caller "
+        "to read, past it the connection is cut",
+    )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Most connections at once, fewer where the system gives the process fewer files; the next is "
+        "closed at once",
+    )
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,

@@ -1,6 +1,7 @@
 """The same picture, however it is sent."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,6 +38,35 @@ def test_multipart_and_json_give_the_answer_of_the_raw_body(service: TestClient,
     for response in (form, document):
         assert labels(response) == raw["labels"]
         assert response.json()["maps"] == raw["maps"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: json.dumps({"image": text}, indent=4),
+        lambda text: json.dumps({"image": text}).replace("/", "\\/"),  # as PHP writes it
+        lambda text: json.dumps({"image": text}).replace("+", "\\u002B"),  # as .NET writes it
+    ],
+    ids=["indented", "slashes escaped", "plus signs escaped"],
+)
+def test_the_json_of_every_writer_is_read(service: TestClient, write: Callable[[str], str]) -> None:
+    """White space and escapes are the writer's own affair."""
+    assert "+" in base64_of(PNG)
+    assert "/" in base64_of(PNG)
+    headers = {"content-type": "application/json"}
+    seen = service.post("/v1/classify", content=write(base64_of(PNG)), headers=headers)
+    assert labels(seen) == ask(service)["labels"]
+
+
+@pytest.mark.parametrize("size", [3 * 2**16, 3 * 2**16 + 1, 3 * 2**16 + 2, 3 * 2**16 - 1, 2**18, 2**19 + 1])
+def test_base64_of_any_length_is_read_whole(service: TestClient, size: int) -> None:
+    """Nothing is lost where a long text is read in pieces: a PNG with so many bytes behind its end."""
+    picture = PNG + bytes(size - len(PNG))
+    assert labels(service.post("/v1/classify", json={"image": base64_of(picture)})) == ask(service)["labels"]
+    text = base64_of(picture)
+    for spoilt in (text[:1000] + "=" + text[1000:], text[:996] + "AA==" + text[1000:] + "AAAA"):
+        response = service.post("/v1/classify", json={"image": spoilt})
+        assert (response.status_code, response.json()["code"]) == (400, "invalid_image")
 
 
 def test_other_fields_of_a_form_do_no_harm(service: TestClient) -> None:

@@ -88,8 +88,21 @@ def test_a_wrong_parameter_is_named_with_its_bound_and_the_value(
 @pytest.mark.parametrize(
     ("body", "content_type", "words"),
     [
-        (b"{", "application/json", ["not JSON"]),
-        (b"[1]", "application/json", ["image", "list"]),
+        (b"{", "application/json", ["image", "base64", "'{'"]),
+        (b"[1]", "application/json", ["image", "base64", "'[1]'"]),
+        (b"[" * 100_000, "application/json", ["image", "base64", "'[[["]),
+        (b'{"image": "AAAA", "image": "AAAA"}', "application/json", ["image", "nothing else"]),
+        (b'{"image": "AAAA", "more": 1}', "application/json", ["nothing else", "more"]),
+        (b'{"image": "A\\qA"}', "application/json", ["not JSON"]),
+        (b"\xff\xfe{\0", "application/json", ["image", "base64"]),
+        (b"\r\n" * 100_000, "multipart/form-data; boundary=x", ["multipart"]),
+        (b"--x\r\nA: b\r\n" + b"A: b\r\n" * 10_000, "multipart/form-data; boundary=x", ["multipart"]),
+        (b"--x\r\nA: " + b"a" * 2**20, "multipart/form-data; boundary=x", ["multipart"]),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 10_000,
+            "multipart/form-data; boundary=x",
+            ["multipart", "Too many fields", "8"],
+        ),
         (b'{"picture": "AAAA"}', "application/json", ["image", "picture"]),
         (b'{"image": 5}', "application/json", ["image", "base64"]),
         (b"whatever", "multipart/form-data", ["multipart", "boundary"]),

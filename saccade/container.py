@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from saccade.errors import InvalidImage
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_GIF = (b"GIF87a", b"GIF89a")
 _TIFF = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
 MOST_SCANS = 100
@@ -29,12 +30,15 @@ _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 
+_GIF_BLOCK = re.compile(rb"[!,;]")
+_GIF_CONTROL = 0xF9  # which colour is transparent
+
 _BYTES_WIDE = (1, 2, 6, 7)  # BYTE, ASCII, SBYTE, UNDEFINED stay bytes
 _SUB_DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
 
 def lean(data: bytes) -> bytes:
-    """The same picture without what no pixel depends on, and without what stands behind its end. PNG and JPEG only.
+    """The same picture without what no pixel depends on; of a PNG, a JPEG and a GIF.
 
     Raises InvalidImage for a JPEG of more than `MOST_SCANS` or `MOST_TABLES` and a TIFF of more than `MOST_VALUES`.
     """
@@ -42,6 +46,8 @@ def lean(data: bytes) -> bytes:
         return _lean_png(data)
     if data.startswith(JPEG):
         return _lean_jpeg(data)
+    if data.startswith(_GIF):
+        return _lean_gif(data)
     if data.startswith(_TIFF):
         _count_tags(data)
     return data
@@ -105,6 +111,20 @@ def _count_scans(data: bytes, at: int) -> None:
             raise InvalidImage(f"the JPEG has more than {MOST_SCANS} scans")
         if kind not in _ALONE:
             at += int.from_bytes(data[at : at + 2])
+
+
+def _lean_gif(data: bytes) -> bytes:
+    """Of the extensions before the first image (GIF89a, 23 to 26) the control of it; from the image on, all."""
+    screen = 13 + (3 << (data[10] % 8 + 1) if data[10:11] and data[10] & 0x80 else 0)
+    control, at = b"", screen
+    while (found := _GIF_BLOCK.search(data, at)) and found[0] == b"!":
+        start, at = found.start(), found.start() + 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+        if data[start + 1 : start + 2] == bytes((_GIF_CONTROL,)):
+            control = data[start:at]
+    return data[:screen] + control + (data[found.start() :] if found else b"")
 
 
 def _count_tags(data: bytes) -> None:

@@ -55,6 +55,20 @@ def test_a_png_with_a_hundred_thousand_notes_is_the_png_without(kind: bytes) -> 
     assert same(plain[:at] + part * 3 + plain[at:], plain)
 
 
+@pytest.mark.parametrize(
+    "part", [b"!\xfe\1x\0", b"!\xfe" + b"\1x" * 9 + b"\0", b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0", b"junk"]
+)
+@pytest.mark.parametrize("before", [b"!", b","])
+def test_a_gif_with_a_hundred_thousand_notes_is_the_gif_without(part: bytes, before: bytes) -> None:
+    """Its transparent colour is known all the same, wherever the notes stand."""
+    plain = saved(Image.fromarray(np.array([[0, 1]], np.uint8)), "GIF", transparency=0)
+    screen = 13 + 3 * 2 ** (plain[10] % 8 + 1)
+    assert plain[screen : screen + 2] == b"!\xf9"
+    at = screen if before == b"!" else screen + 8
+    assert lean(plain[:at] + part * 100_000 + plain[at:]) == plain
+    assert same(plain[:at] + part * 3 + plain[at:], plain)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_pillow_writes_keeps_all_that_its_pixels_need(kind: str) -> None:
     """CMYK with Adobe's mark, palettes, transparency: the same pixels as Pillow reads from the whole file."""

@@ -6,6 +6,8 @@ The reference is Pillow's own writer, tifffile, or bytes put together here.
 import base64
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from saccade.decode import FORMATS, decode, decode_base64, plain_pixels
 from saccade.errors import ImageTooLarge, InvalidImage
+from tests.conftest import ROOT
 
 WHITE = (255, 255, 255)
 BACKGROUND = (10, 200, 90)
@@ -540,3 +543,23 @@ def test_base64_is_read(data: bytes) -> None:
 def test_what_is_not_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidImage, match="not valid base64"):
         decode_base64(text)
+
+
+def test_no_other_plugin_of_pillow_is_even_loaded() -> None:
+    """Whatever comes, in whichever order; some of Pillow's plugins start other programs."""
+    code = """
+import io, sys, warnings
+warnings.simplefilter("ignore")
+from saccade.decode import decode
+from saccade.errors import InvalidImage
+for data in (b"nothing", b"%!PS-Adobe-3.0 EPSF-3.0", b"8BPS", b"P6 1 1 255 aaa", b"II*\\0\\x08\\0\\0\\0", b"\\0\\0\\1\\0", b"DIB "):
+    try:
+        decode(data + bytes(99), (0, 0, 0))
+    except InvalidImage:
+        continue
+    raise SystemExit("decoded")
+print(*(name for name in sys.modules if name.startswith("PIL.") and name.endswith("Plugin")))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ours = {f"PIL.{name}ImagePlugin" for name in ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff")}
+    assert set(run.stdout.split()) == ours | {"PIL.PpmImagePlugin"}  # loaded by the first Image.open, and never asked

@@ -300,6 +300,18 @@ class Error(_Wire):
     request_id: str
 
 
+class Live(_Wire):
+    """200 of GET /v2/health/live."""
+
+    live: Literal[True]
+
+
+class Ready(_Wire):
+    """200 of GET /v2/health/ready."""
+
+    ready: Literal[True]
+
+
 class ModelSummary(_Wire):
     name: str
     version: int

@@ -1,5 +1,7 @@
 """Bytes that somebody sent -> an upright RGB picture. The only decoder; limits hold before pixels are decoded.
 
+Of a file Pillow sees what its pixels depend on (`saccade.container`); it opens the six formats and nothing else.
+
 Embedded colour profiles are not applied: training pictures are read the same way.
 """
 
@@ -10,17 +12,41 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from PIL.TiffTags import TAGS_V2_GROUPS
 
+from saccade.container import JPEG, PNG, chunks, lean
 from saccade.errors import ImageTooLarge, InvalidImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# JPEG, PNG, WEBP, GIF, BMP, TIFF; imported by name: for a format that it does not know yet Pillow loads all its plugins
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+)
+FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 MAX_PIXELS = 50_000_000
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PLAIN_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD",
                            b"pHYs", b"tIME", b"tEXt", b"eXIf"))  # fmt: skip
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_PNG_DEPTH = 24  # where the first header says how many bits a level has
+
+_EXIF_BYTES = 6 + 2**16
+"""What a JPEG can hold. Tags are read one number at a time, and orientation stands in the first directory."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _WITHOUT_RANGE = ("F",)
@@ -64,9 +90,9 @@ def plain_pixels(data: bytes) -> int | None:
 
     What is in such a file decides what decoding it costs: nothing that grows when it is unpacked but the pixels.
     """
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return _plain_png(data)
-    return _plain_jpeg(data) if data.startswith(b"\xff\xd8") else None
+    return _plain_jpeg(data) if data.startswith(JPEG) else None
 
 
 def decode_base64(text: str) -> bytes:
@@ -78,9 +104,11 @@ def decode_base64(text: str) -> bytes:
 
 
 def orientation(picture: Image.Image) -> int:
-    """EXIF orientation of a loaded picture, 1 to 8; 1 where it says none."""
+    """EXIF orientation of a loaded picture, 1 to 8; 1 where it says none. Of a TIFF Pillow has turned the pixels."""
+    exif = Image.Exif()  # not getexif(): where EXIF says nothing, that looks for another answer in XMP and texts
     try:
-        stated = picture.getexif().get(ExifTags.Base.Orientation)
+        exif.load(picture.info.get("exif", b"")[:_EXIF_BYTES])
+        stated = exif.get(ExifTags.Base.Orientation)
         return int(stated) if stated in _TURNS else 1
     except Exception:  # a damaged EXIF block beside whole pixels: every viewer shows such a picture as it is stored
         return 1
@@ -92,11 +120,7 @@ def _reason(error: Exception) -> str:
 
 def _plain_png(data: bytes) -> int | None:
     """Of a PNG (ISO/IEC 15948) that begins with its one header and has no compressed text or profile."""
-    at, kinds = len(_PNG), []
-    while at + 8 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        kinds.append(kind)
-        at += 12 + length
+    kinds = [kind for kind, _, _ in chunks(data)]
     if kinds[:1] != [b"IHDR"] or kinds.count(b"IHDR") != 1 or not _PLAIN_CHUNKS.issuperset(kinds):
         return None
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) or None
@@ -116,11 +140,19 @@ def _plain_jpeg(data: bytes) -> int | None:
 
 
 def _load(data: bytes, max_pixels: int) -> Image.Image:
+    data = lean(data)
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size("the picture", picture.width, picture.height, max_pixels)
     if picture.format == "TIFF":  # a tile is decoded as a whole, however little of it the picture shows
         tags = picture.tag_v2  # type: ignore[attr-defined]
         _check_size("a tile of the picture", tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0), max_pixels)
+        exif = picture.getexif()
+        for directory in TAGS_V2_GROUPS:  # load() would read them all, and refuse the picture for damage in one
+            if directory in exif:
+                del exif[directory]
+    if picture.format == "PNG" and picture.mode == "L" and "transparency" in picture.info:
+        # Pillow spreads 2 and 4 bits over 0 to 255, but not the level that is transparent
+        picture.info["transparency"] *= 255 // (2 ** data[_PNG_DEPTH] - 1)
     # Before EXIF is read: on a damaged PNG getexif() decodes too, and an error swallowed there would make a later
     # load() pass the damaged picture as whole.
     picture.load()
@@ -139,8 +171,10 @@ def _upright_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Imag
     if upright.mode in _SIXTEEN_BITS:
         upright = _eight_bits(upright)
     if upright.has_transparency_data:
-        backdrop = Image.new("RGBA", upright.size, (*background, 255))
-        upright = Image.alpha_composite(backdrop, upright.convert("RGBA"))
+        # not alpha_composite: it wants three pictures of four channels more
+        layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+        upright = Image.new("RGB", layer.size, background)
+        upright.paste(layer, mask=layer)
     return upright if upright.mode == "RGB" and type(upright) is Image.Image else upright.convert("RGB")
 
 

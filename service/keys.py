@@ -31,6 +31,11 @@ class Keys:
                 "or SACCADE_ALLOW_ANONYMOUS=true to serve everybody"
             )
 
+    @property
+    def set(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self._digests)
+
     def check(self, headers: Mapping[str, str]) -> None:
         """Raises Unauthorized unless the request carries one of the keys."""
         if not self._digests:

@@ -24,8 +24,26 @@ for _error, _status in STATUS.items():
     _MEANING[_status].append(_error.code)
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": api.Error, "description": " or ".join(_MEANING[status])} for status in (401, *statuses)}
+def _header(description: str, kind: str = "string", required: bool = True) -> dict[str, Any]:
+    return {"description": description, "required": required, "schema": {"type": kind}}
+
+
+_HEADERS: dict[int | str, dict[str, Any]] = {
+    401: {"WWW-Authenticate": _header("`Bearer`")},
+    429: {"Retry-After": _header("Seconds to wait", "integer")},
+}
+
+
+def _answers(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a route's answers, 200 and `statuses`; each carries the request's id."""
+    answers: dict[int | str, dict[str, Any]] = {200: success}
+    answers |= {one: {"model": api.Error, "description": " or ".join(_MEANING[one])} for one in statuses}
+    if 400 in answers:  # what is no HTTP at all never comes as far as the service
+        answers[400]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    for status, answer in answers.items():
+        identity = _header("That of the request, or one made for it", required=status != 400)
+        answer["headers"] = {"X-Request-Id": identity, **_HEADERS.get(status, {})}
+    return answers
 
 
 def _query() -> list[dict[str, Any]]:
@@ -86,7 +104,7 @@ router = APIRouter(route_class=Plain)
 @router.post(
     "/v1/classify",
     summary="Labels and attention of one picture",
-    responses={200: {"model": api.Answer}, **_errors(400, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)},
+    responses=_answers({"model": api.Answer}, 400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504),
     openapi_extra=_CLASSIFY,
 )
 async def classify(request: Request) -> Response:
@@ -119,7 +137,7 @@ def _options(query: bytes) -> ClassifyOptions:
     return ClassifyOptions.from_query(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
 
 
-@router.get("/v1/models", summary="What is served", responses={200: {"model": api.ModelList}, **_errors(503)})
+@router.get("/v1/models", summary="What is served", responses=_answers({"model": api.ModelList}, 401, 503))
 async def models(request: Request) -> Response:
     registry = request.app.state.service.registry()
     return Json(to_json({"models": [_summary(one, registry.default) for one in registry]}))
@@ -128,7 +146,7 @@ async def models(request: Request) -> Response:
 @router.get(
     "/v1/models/{name}",
     summary="Manifest, card, parity and plan of one model",
-    responses={200: {"model": api.ModelInfo}, **_errors(404, 503)},
+    responses=_answers({"model": api.ModelInfo}, 401, 404, 503),
     openapi_extra=_MODEL,
 )
 async def model(request: Request) -> Response:
@@ -148,7 +166,7 @@ async def model(request: Request) -> Response:
 @router.get(
     "/v2/health/live",
     summary="200 while the process can do its work",
-    responses={200: {"description": "alive"}, 503: {"model": api.Error, "description": "not_ready"}},
+    responses=_answers({"model": api.Live}, 503),
     openapi_extra={"security": []},
 )
 async def live(request: Request) -> Response:
@@ -159,7 +177,7 @@ async def live(request: Request) -> Response:
 @router.get(
     "/v2/health/ready",
     summary="200 while new work is welcome",
-    responses={200: {"description": "ready"}, 503: {"model": api.Error, "description": "not_ready or draining"}},
+    responses=_answers({"model": api.Ready}, 503),
     openapi_extra={"security": []},
 )
 async def ready(request: Request) -> Response:
@@ -170,7 +188,7 @@ async def ready(request: Request) -> Response:
 @router.get(
     "/metrics",
     summary="Prometheus metrics",
-    responses={200: {"content": {"text/plain": {}}, "description": "metrics, prefix saccade_"}, **_errors()},
+    responses=_answers({"content": {"text/plain": {}}, "description": "metrics, prefix saccade_"}, 401),
 )
 async def metrics(request: Request) -> Response:
     service = request.app.state.service
@@ -196,7 +214,7 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-"""Either one; the empty alternative stands for a service without keys."""
+"""Either one; where no keys are set the empty alternative says so."""
 
 
 def add_routes(app: FastAPI) -> None:
@@ -206,7 +224,7 @@ def add_routes(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         schema = described()
         schema["components"]["securitySchemes"] = SECURITY
-        schema["security"] = [*({name: []} for name in SECURITY), {}]
+        schema["security"] = [*({name: []} for name in SECURITY), *([] if app.state.service.keys.set else [{}])]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it

@@ -24,8 +24,8 @@ for _error, _status in STATUS.items():
     _MEANING[_status].append(_error.code)
 
 
-def _header(description: str, kind: str = "string", required: bool = True) -> dict[str, Any]:
-    return {"description": description, "required": required, "schema": {"type": kind}}
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "required": True, "schema": {"type": kind}}
 
 
 _HEADERS: dict[int | str, dict[str, Any]] = {
@@ -38,10 +38,8 @@ def _answers(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[st
     """What OpenAPI says of a route's answers, 200 and `statuses`; each carries the request's id."""
     answers: dict[int | str, dict[str, Any]] = {200: success}
     answers |= {one: {"model": api.Error, "description": " or ".join(_MEANING[one])} for one in statuses}
-    if 400 in answers:  # what is no HTTP at all never comes as far as the service
-        answers[400]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     for status, answer in answers.items():
-        identity = _header("That of the request, or one made for it", required=status != 400)
+        identity = _header("That of the request, or one made for it")
         answer["headers"] = {"X-Request-Id": identity, **_HEADERS.get(status, {})}
     return answers
 

@@ -11,14 +11,23 @@ MODELS ?= models
 # Of the models in the repository one is the default; with a folder of your own, name one where there are several.
 DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-cct)
 
-.PHONY: serve test check bench format clean
+.PHONY: serve test test-slow check fuzz bench format clean
 
 serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MODEL)
 	SACCADE_HOST="$(HOST)" SACCADE_PORT="$(PORT)" SACCADE_MODELS="$(MODELS)" SACCADE_DEFAULT_MODEL="$(DEFAULT_MODEL)" \
 	exec $(BIN)/python -m service
 
-test: $(VENV)/installed-dev ## every test
+test: $(VENV)/installed-dev ## every test but the slow ones
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev ## minutes of broken files: the whole corpus, and a minute of fuzzing
+	$(BIN)/python -m pytest -m slow
+
+# a file that breaks a promise is left in build/fuzz
+MINUTES ?= 30
+SEED ?= 1
+fuzz: $(VENV)/installed-dev ## damaged files and queries, for as long as is asked (MINUTES, SEED)
+	$(BIN)/python -m tests.robustness.fuzz --minutes $(MINUTES) --seed $(SEED)
 
 check: $(VENV)/installed-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -552,7 +552,7 @@ import io, sys, warnings
 warnings.simplefilter("ignore")
 from saccade.decode import decode
 from saccade.errors import InvalidImage
-for data in (b"nothing", b"%!PS-Adobe-3.0 EPSF-3.0", b"8BPS", b"P6 1 1 255 aaa", b"II*\\0\\x08\\0\\0\\0", b"\\0\\0\\1\\0", b"DIB "):
+for data in (b"nothing", b"%!PS-Adobe-3.0 EPSF-3.0", b"8BPS", b"P6 1 1 255 aaa", b"II*\\0\\x08\\0\\0\\0", b"\\0\\0\\1"):
     try:
         decode(data + bytes(99), (0, 0, 0))
     except InvalidImage:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 
 
@@ -25,4 +26,6 @@ def configure_logs(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news of starting and stopping are ours to tell
-    logging.captureWarnings(True)  # Pillow warns of odd files; that is a line of the log as well
+    logging.captureWarnings(True)
+    # A file may give Pillow reason for 65,000 of them, each with a text of its own, which Python would keep for ever.
+    warnings.filterwarnings("ignore", module=r"PIL\.")

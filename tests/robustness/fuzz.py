@@ -81,8 +81,7 @@ class Report:
             "slowest": {"cpu_s": round(self.slowest[0], 3), "input": self.slowest[1]},
             "memory_mb": {
                 "after the first 1,000": self.memory_mb[0],
-                "most": max(self.memory_mb),
-                "at the end": self.memory_mb[-1],
+                "at each quarter": [self.memory_mb[len(self.memory_mb) * part // 4 - 1] for part in range(1, 5)],
             },
             "broken": self.broken,
             "versions": {

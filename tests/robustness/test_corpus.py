@@ -17,8 +17,8 @@ from tests.robustness.corpus import Item, bombs, corpus
 
 CALLERS = 8
 GROWTH_MB = 100
-"""Between two passes of the same work; what malloc keeps of a giant picture is there after the first. Seen were 20 MB. A
-picture takes up to 800 MB: one that was never let go would be seen."""
+"""Between two passes of the same work; what malloc keeps of a giant picture is there after the first. Seen were 8 to
+20. A picture takes up to 800 MB: one that was never let go would be seen."""
 
 CODES = {error.code: status for error, status in STATUS.items() if 400 <= status < 500}
 

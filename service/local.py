@@ -20,6 +20,10 @@ def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
     async def receive() -> bytes:
         return picture
 
+    async def deliver(answer: bytes) -> None:
+        answers.append(answer)
+
+    answers: list[bytes] = []
     settings = load_settings()
     check_providers(settings.providers)
     plan = make_plan(settings, find_cpus(), settings.providers[0])
@@ -27,9 +31,9 @@ def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
     try:
         classifier = Classifier(open_bundle(folder), settings, plan, workers, Metrics())
         try:
-            body = asyncio.run(classifier.classify(receive, options, "local", time.monotonic()))
+            asyncio.run(classifier.classify(receive, deliver, options, "local", time.monotonic()))
         finally:
             classifier.close()
     finally:
         workers.close()
-    return Answer.model_validate_json(body)
+    return Answer.model_validate_json(answers[0])

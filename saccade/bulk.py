@@ -20,6 +20,7 @@ from saccade.errors import (
     InferenceFailed,
     InvalidImage,
     InvalidParameter,
+    RequestTimeout,
     SaccadeError,
     ServiceError,
     SetupError,
@@ -34,7 +35,10 @@ from saccade.results import Printed, Results, answer_line, error_line
 Ask = Callable[[bytes, Effort], bytes]
 """The bytes of a picture -> its answer as JSON. Raises RequestError, ServiceError."""
 
-_OF_ONE_PICTURE = (InvalidImage, ImageTooLarge, BodyTooLarge, DataError, InferenceFailed, DeadlineExceeded)
+_OF_ONE_PICTURE = (
+    *(InvalidImage, ImageTooLarge, BodyTooLarge, DataError),
+    *(RequestTimeout, InferenceFailed, DeadlineExceeded),
+)
 
 
 class Order(NamedTuple):

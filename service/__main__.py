@@ -66,7 +66,10 @@ class _Server(uvicorn.Server):
             await asyncio.to_thread(self._trim)
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
-            cast(Protocol, connection).look(now)
+            try:
+                cast(Protocol, connection).look(now)
+            except Exception:  # one connection's defect must not end all of them
+                log.exception("a connection could not be looked at")
         return await super().on_tick(counter)
 
 

@@ -105,12 +105,17 @@ class Classifier:
         self._metrics.serves(self.plan, self.batcher)
 
     async def classify(
-        self, receive: Callable[[], Awaitable[Body]], options: ClassifyOptions, request_id: str, started: float
-    ) -> bytes:
+        self,
+        receive: Callable[[], Awaitable[Body]],
+        deliver: Callable[[bytes], Awaitable[None]],
+        options: ClassifyOptions,
+        request_id: str,
+        started: float,
+    ) -> None:
         """One picture -> the JSON of its answer.
 
-        `receive` waits for the body. `started` is when the request came, of time.monotonic(). Raises RequestError and
-        ServiceError.
+        `receive` waits for the body, and `deliver` until the answer has been taken. `started` is when the request
+        came, of time.monotonic(). Raises RequestError and ServiceError.
         """
         selection = self._select(options)
         timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
@@ -134,11 +139,11 @@ class Classifier:
                 if not received:
                     raise RequestTimeout(f"the body was not there within {arrival:g} s") from None
                 raise DeadlineExceeded(f"no answer within the deadline of {timeout * 1000:.0f} ms") from None
-        answer, *seconds = answered
-        if len(answer) > self._settings.max_response_bytes:
-            raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(answer)))
-        self._metrics.image(received - started, *seconds)
-        return answer
+            answer, *seconds = answered
+            if len(answer) > self._settings.max_response_bytes:
+                raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(answer)))
+            self._metrics.image(received - started, *seconds)
+            await deliver(answer)  # in its place: unread answers are as many as the images admitted, at the most
 
     def close(self) -> None:
         self.batcher.close()

@@ -49,7 +49,6 @@ class Edge:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
-        scope.setdefault("state", {}).update(request_id=request_id, received=time.monotonic(), headers=headers)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -59,6 +58,9 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
+        scope.setdefault("state", {}).update(
+            request_id=request_id, received=time.monotonic(), headers=headers, send=send_with_id
+        )
         try:
             response: ASGIApp = self._inside
             route = self._fixed.get((scope["method"], scope["path"]))

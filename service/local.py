@@ -40,10 +40,16 @@ class Local:
         """As `Client.asking`: the bytes of a picture -> what the service would answer."""
 
         async def classify(picture: bytes) -> bytes:
+            answers: list[bytes] = []
+
             async def receive() -> bytes:
                 return picture
 
-            return await self._classifier.classify(receive, options, "local", time.monotonic())
+            async def deliver(answer: bytes) -> None:
+                answers.append(answer)
+
+            await self._classifier.classify(receive, deliver, options, "local", time.monotonic())
+            return answers[0]
 
         def ask(picture: bytes, _: Effort) -> bytes:
             return asyncio.run_coroutine_threadsafe(classify(picture), self._loop).result()

@@ -7,9 +7,15 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
+_LARGE = 2**16
+"""More than a connection keeps unsent before it calls for a pause (uvloop, asyncio)."""
+
 
 class Json(Response):
-    """Bytes that are JSON. Its headers are written here, since there is nothing to find out."""
+    """Bytes that are JSON. Its headers are written here, since there is nothing to find out.
+
+    Sending it takes until all but the last kilobytes are on their way to the caller.
+    """
 
     def __init__(self, body: bytes, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> None:
         self.status_code = status
@@ -21,19 +27,27 @@ class Json(Response):
             *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers),
         ]
 
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        large = len(self.body) > _LARGE
+        await send({"type": "http.response.body", "body": self.body, "more_body": large})
+        if large:
+            await send({"type": "http.response.body"})  # waits for its turn
+
 
 class Plain(APIRoute):
-    """A route whose endpoint takes the Request and gives a Response.
+    """A route whose endpoint takes the Request and gives a Response, or None once it has sent one itself.
 
     FastAPI documents it; to solve dependencies that it does not have would cost more than a small picture's decoding.
     """
 
-    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any) -> None:
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response | None]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             response = await endpoint(Request(scope, receive))
-            await response(scope, receive, send)
+            if response is not None:
+                await response(scope, receive, send)
 
         self.app = app
 

@@ -68,29 +68,20 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # no circle of references is left: the collector comes seldom
+        del self._outlet
         if self._running is not None and not self._running.response_complete:  # uvicorn tells the last one only
             self._running.disconnected = True
             self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._over:
-            return
-        cycle, body_bytes = self.cycle, self._body_bytes
-        try:
-            self._feed(data)
-        except httptools.HttpParserError as error:
-            self._refuse(_reason(error))
-            return
-        if self._in_head:
-            self._wait_for_the_head(len(data))
-        elif self._in_body:
-            if cycle is not self.cycle:
-                self._wait_for_the_body()
-                return
-            self._chunk_bytes += len(data) - (self._body_bytes - body_bytes)
-            limit = self._settings.max_head_bytes + self._body_bytes - self._body_began
-            if self._chunk_bytes > limit:
-                self._refuse(MalformedRequest(f"the chunks have {self._chunk_bytes} bytes around {limit} of the body"))
+        step = self._settings.max_head_bytes
+        if len(data) <= step or self._in_body:
+            self._read(data)
+        else:  # some of it may be a head, and become a hundred times as many bytes of headers
+            for start in range(0, len(data), step):
+                self._read(data[start : start + step])
 
     def look(self, now: float) -> None:
         """Ends what takes the caller too long."""
@@ -191,6 +182,26 @@ class Protocol(HttpToolsProtocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _read(self, data: bytes) -> None:
+        if self._over:
+            return
+        cycle, body_bytes = self.cycle, self._body_bytes
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(_reason(error))
+            return
+        if self._in_head:
+            self._wait_for_the_head(len(data))
+        elif self._in_body:
+            if cycle is not self.cycle:
+                self._wait_for_the_body()
+                return
+            self._chunk_bytes += len(data) - (self._body_bytes - body_bytes)
+            limit = self._settings.max_head_bytes + self._body_bytes - self._body_began
+            if self._chunk_bytes > limit:
+                self._refuse(MalformedRequest(f"the chunks have {self._chunk_bytes} bytes around {limit} of the body"))
+
     def _feed(self, data: bytes) -> None:
         """To the parser, which would take what follows a request for an upgrade as something else than its body. Such
         a request is answered as if it had not asked (RFC 9110, 7.8); Java's HttpClient sends one first.
@@ -233,6 +244,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: SaccadeError) -> None:
         """Ends the connection with a refusal; requests before this one are answered still."""
         cycle = self.cycle
+        self.headers = []  # which may be many
         if self._answering and (self.pipeline or not cycle.more_body):
             self._over = True
             cycle.keep_alive = False

@@ -105,7 +105,7 @@ router = APIRouter(route_class=Plain)
     responses=_answers({"model": api.Answer}, 400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504),
     openapi_extra=_CLASSIFY,
 )
-async def classify(request: Request) -> Response:
+async def classify(request: Request) -> None:
     scope = request.scope
     state = scope["state"]
     service = scope["app"].state.service
@@ -120,8 +120,10 @@ async def classify(request: Request) -> Response:
             presence.watch()
             return body
 
-        body = await classifier.classify(receive, options, state["request_id"], state["received"])
-    return Json(body)
+        async def deliver(answer: bytes) -> None:
+            await Json(answer)(scope, request.receive, state["send"])
+
+        await classifier.classify(receive, deliver, options, state["request_id"], state["received"])
 
 
 _LONGEST_QUERY = 2**14

@@ -1,6 +1,8 @@
 """golden.npz: the service runs it before it says ready, so a graph that answers differently never serves."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from saccade.bundle import Bundle
 from saccade.errors import BundleError
 from saccade.golden import MAX_BYTES, check_golden, golden_differences, golden_file, made_pictures
 from saccade.manifest import Manifest
+from tests.conftest import ROOT
 
 CPU = "CPUExecutionProvider"
 Arrays = dict[str, NDArray[np.float32]]
@@ -172,3 +175,32 @@ def test_outputs_that_cannot_be_compressed_take_fewer_pictures(bundle: Bundle) -
         assert len(file["pictures"]) == 2
     with pytest.raises(BundleError, match=r"would have \d{7} bytes; the limit is 1000000"):
         golden_file(manifest, lambda pixels: {"logits": generator.random((len(pixels), 400_000), np.float32)})
+
+
+SIDE_BY_SIDE = """
+import gc, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from saccade.bundle import open_bundle
+from saccade.errors import BundleError
+from saccade.golden import golden_differences
+
+bundle = open_bundle(Path(sys.argv[1]))
+
+def read(_):
+    try:
+        golden_differences(bundle.manifest, bundle.golden, lambda pixels: {})
+    except BundleError:  # an answer without outputs
+        pass
+
+gc.callbacks.append(lambda *_: time.sleep(0))  # a turn for the other threads, wherever the collector begins
+gc.set_threshold(1)
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(4) as threads:
+    list(threads.map(read, range(240)))
+"""
+
+
+def test_sessions_that_open_side_by_side_do_not_fail_by_chance() -> None:
+    """Each reads the file, in a thread of its own, and CPython 3.11 counts the depth of what it parses once for all."""
+    subprocess.run([sys.executable, "-c", SIDE_BY_SIDE, ROOT / "models/cifar10-cct/1"], cwd=ROOT, check=True)

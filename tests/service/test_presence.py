@@ -81,3 +81,24 @@ def test_at_capacity_a_refusal_is_answered_while_the_engine_is_blocked(scene: Sc
         assert not any(one.done() for one in accepted)
         runner.go_on.set()
         assert [one.result().status_code for one in accepted] == [200] * 8
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_keeps_its_place_until_it_is_read_or_its_caller_leaves(
+    scene: Scene, runner: Gated, reads: bool
+) -> None:
+    """Callers who do not read can make the service hold as many large answers as it admits images, and no more."""
+    runner.go_on.set()
+    scene.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections inherit it
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", scene.port))
+        everything = b"classify?attention=all&heads=all&decimals=9"
+        slow.sendall(HEAD.replace(b"classify", everything).replace(b"Host", b"Connection: close\r\nHost") + PNG)
+        scene.until("saccade_images_total", 1)
+        for _ in range(20):
+            assert scene.metric("saccade_admitted_images") == 1
+        if reads:
+            with slow.makefile("rb") as stream:
+                assert stream.read().endswith(b"}")
+    scene.until("saccade_admitted_images", 0)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade import __version__, errors
 from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
+from service.cgroup import memory_limit
 from service.edge import Edge, refuse
 from service.keys import Keys
 from service.metrics import Metrics
@@ -49,7 +50,7 @@ class Service:
         if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
             log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
-        self.plan = make_plan(settings, cpus or find_cpus(), settings.providers[0])
+        self.plan = make_plan(settings, cpus or find_cpus(), settings.providers[0], memory_limit())
         self.workers = Workers(self.plan.decode_threads)
         self.draining = False
         self.accepting = True

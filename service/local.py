@@ -6,6 +6,7 @@ from pathlib import Path
 
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import open_bundle
+from service.cgroup import memory_limit
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.plan import find_cpus, make_plan
@@ -22,7 +23,7 @@ def classify(folder: Path, picture: bytes, options: ClassifyOptions) -> Answer:
 
     settings = load_settings()
     check_providers(settings.providers)
-    plan = make_plan(settings, find_cpus(), settings.providers[0])
+    plan = make_plan(settings, find_cpus(), settings.providers[0], memory_limit())
     workers = Workers(plan.decode_threads)
     try:
         classifier = Classifier(open_bundle(folder), settings, plan, workers, Metrics())

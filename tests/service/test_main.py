@@ -233,6 +233,19 @@ def test_serving_everybody_is_said_in_the_log(small: Path) -> None:
     assert server.stop() == 0
 
 
+def test_the_engine_reports_to_nobody(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's telemetry, which keeps a database in the home folder until it is sent, is off."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    with Server(models=small, port=0, drain_grace_s=0) as server:
+        assert httpx.post(f"{server.url}/v1/classify", content=PNG).status_code == 200
+        assert server.stop() == 0
+    assert list(home.rglob("*")) == []
+
+
 # --- one process
 
 ONE = "queue, deadlines and metrics are those of one process; for more CPUs raise SACCADE_INSTANCES"

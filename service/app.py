@@ -176,7 +176,7 @@ def create_app_for(service: Service) -> App:
     app.state.service = service
     _add_error_handlers(app, service.metrics)
     add_routes(app)
-    app.edge = Edge(app, app.inside, service.keys, service.metrics)
+    app.edge = Edge(app, app.inside, service.keys, service.metrics, lambda: service.draining)
     return app
 
 

@@ -23,8 +23,7 @@ from service.settings import Settings, load_settings
 
 log = logging.getLogger("saccade")
 
-
-_LINGER_S = 5
+LINGER_S = 5
 """After the drain nothing is being worked on: what is still open belongs to callers who do not read their answers."""
 
 
@@ -73,7 +72,7 @@ async def serve(settings: Settings, cpus: Cpus) -> None:
         server_header=False,
         workers=1,  # and not what WEB_CONCURRENCY says
         proxy_headers=False,  # nobody asks for the caller's address
-        timeout_graceful_shutdown=_LINGER_S,
+        timeout_graceful_shutdown=LINGER_S,
     )
     server = _Server(config)
     stopping, hurrying = asyncio.Event(), asyncio.Event()

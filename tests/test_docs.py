@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from pydantic_core import PydanticUndefined
 
@@ -22,6 +23,7 @@ from service.settings import Settings
 from tests.conftest import ROOT, Server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -89,8 +91,12 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_commands_of_the_documents_exist() -> None:
-    """Every `make` target is one, and every `saccade` command line is taken by its parser."""
-    seen = {"make": 0, "saccade": 0}
+    """Every `make` target is one, every `saccade` command line is taken by its parser, and what `docker` is told to
+    run, set and bring up is there.
+    """
+    seen = {"make": 0, "saccade": 0, "docker": 0}
+    profiles = {name for one in COMPOSE["services"].values() for name in one["profiles"]}
+    images = {one["image"] for one in COMPOSE["services"].values()}
     for line in [line for path in DOCUMENTS for line in commands(path.read_text(encoding="utf-8"))]:
         words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
         tool = Path(words[0]).name
@@ -98,11 +104,19 @@ def test_commands_of_the_documents_exist() -> None:
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         elif tool == "saccade":
             _parser().parse_args(words[1:])
+        elif tool == "docker":
+            assert words[1] in ("run", "compose"), line
+            assert {word for word in words if word.startswith("saccade:")} <= images, line
+            assert set(re.findall(r"--profile[ =](\S+)", line)) <= profiles, line
+            assert {name.lower() for name in re.findall(r"SACCADE_([A-Z_]+)=", line)} <= set(Settings.model_fields), (
+                line
+            )
         else:
             assert tool in ("curl", "git", "cd", "python"), line
         seen[tool] = seen.get(tool, 0) + 1
     assert seen["make"] >= 2
     assert seen["saccade"] >= 3
+    assert seen["docker"] >= 3
 
 
 @pytest.fixture(scope="module")

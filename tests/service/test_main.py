@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server
+from tests.container.callers import Callers
 from tests.service.reference import PNG, encoded, picture
 
 
@@ -100,6 +101,31 @@ def test_after_the_grace_new_work_is_told_that_the_service_is_draining_while_old
         answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 200 ")
         connection.close()
+        assert server.stop() == 0
+
+
+def test_while_draining_no_connection_is_kept(small: Path) -> None:
+    """Whoever keeps one is sent to a new one, and so to another replica, before this one ends."""
+    with Server(models=small, port=0, drain_grace_s=600) as server, httpx.Client() as client:
+        assert "connection" not in client.post(f"{server.url}/v1/classify", content=PNG).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(server, "draining")
+        for path in ("/v2/health/live", "/v2/health/ready", "/nothing"):
+            assert client.get(f"{server.url}{path}").headers["connection"] == "close"
+        answered = client.post(f"{server.url}/v1/classify", content=PNG)
+        assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.stop() == 0
+
+
+def test_callers_who_keep_their_connections_lose_nothing_when_it_ends(small: Path) -> None:
+    """Sixteen who ask on and on at a SIGTERM: each request that was sent has its answer, 503 the last of them."""
+    with Server(models=small, port=0, drain_grace_s=0.2) as server:
+        callers = Callers(f"{server.url}/v1/classify", PNG)
+        callers.wait_for_answers(160)
+        server.process.terminate()
+        outcomes = callers.join()
+        assert set(outcomes) <= {"200", "503", "refused"}
         assert server.stop() == 0
 
 

@@ -84,13 +84,14 @@ class Classifier:
             return open_runner()
 
         before = own_memory()
-        # on a GPU the weights leave the process's memory again
-        self._check_memory(plan.instances if plan.provider == CPU else 1, bundle.weights.stat().st_size)
+        # on a GPU the weights leave the process's memory again, and the first session brings the driver's along
+        kept = plan.instances if plan.provider == CPU else 1
+        self._check_memory(kept, bundle.weights.stat().st_size)
         with ThreadPoolExecutor(
             plan.instances, initializer=stand_back
         ) as openers:  # a session's threads are its opener's
             runners = [openers.submit(open_runner).result()]
-            self._check_memory(plan.instances - 1, own_memory() - before)
+            self._check_memory(kept - 1, own_memory() - before)
             runners += [opening.result() for opening in [openers.submit(open_runner) for _ in range(1, plan.instances)]]
         self.start(runners, replace)
 

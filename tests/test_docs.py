@@ -21,6 +21,7 @@ from saccade.errors import SaccadeError
 from service.errors import STATUS
 from service.settings import Settings
 from tests.conftest import ROOT, Server
+from tests.container.check import GPU_STEPS, STEPS, promise
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -192,6 +193,14 @@ def test_the_figures_of_the_readme_come_from_the_cards() -> None:
         assert f"{figure.top1:.2%}".replace("%", " %") in row[3]
         low, high = figure.interval95
         assert f"{100 * low:.1f} to {100 * high:.1f}" in row[3]
+
+
+def test_the_output_of_the_container_check_is_that_of_all_its_steps() -> None:
+    """docs/container.md shows the check as it is now, every promise of it held; what was seen is from the run."""
+    shown = (ROOT / "docs/container.md").read_text(encoding="utf-8")
+    steps = (*STEPS, *GPU_STEPS)
+    assert re.findall(r"^ok   (.*) \[.*\]$", shown, flags=re.M) == [promise(step) for step in steps]
+    assert f"\ncontainer: {len(steps)} of {len(steps)} passed\n" in shown
 
 
 def test_the_shipped_models_are_small() -> None:

@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tests.container import composed, image, running
+from tests.container import composed, image, limits, running
 from tests.container.engine import Failed, docker
 
 Step = Callable[[str], str]
 """Takes the network, gives what was seen; its docstring is the promise."""
 
-STEPS: tuple[Step, ...] = (*image.STEPS, *running.STEPS, *composed.STEPS)
+STEPS: tuple[Step, ...] = (*image.STEPS, *running.STEPS, *limits.STEPS, *composed.STEPS)
+GPU_STEPS: tuple[Step, ...] = image.GPU_STEPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if refusal is not None:
         print(f"container: {refusal}", file=sys.stderr)
         return 2
-    steps = (*STEPS, *image.GPU_STEPS) if given.gpu else STEPS
+    steps = (*STEPS, *GPU_STEPS) if given.gpu else STEPS
     held = sum([holds(step, given.network) for step in steps])
     print(f"container: {held} of {len(steps)} passed")
     return 0 if held == len(steps) else 1
@@ -53,9 +54,12 @@ def holds(step: Step, network: str) -> bool:
         word, seen = "ok  ", step(network)
     except (Failed, AssertionError, OSError) as error:
         word, seen = "FAIL", str(error) or repr(error)
-    promise = " ".join((step.__doc__ or "").split())
-    print(f"{word} {promise} [{seen}; {time.monotonic() - began:.0f} s]", flush=True)
+    print(f"{word} {promise(step)} [{seen}; {time.monotonic() - began:.0f} s]", flush=True)
     return word == "ok  "
+
+
+def promise(step: Step) -> str:
+    return " ".join((step.__doc__ or "").split())
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ class Container:
         until(f"{self.name} has ended", self._ended)
         return self.inspect()["State"]  # type: ignore[no-any-return]
 
+    def own_url(self) -> str:
+        """Where it listens itself: a published port is Docker's, which takes connections that it cannot hand on."""
+        address = self.inspect()["NetworkSettings"]["Networks"].get("bridge", {}).get("IPAddress") or "127.0.0.1"
+        return f"http://{address}:{self.port}"
+
     def inspect(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(docker("inspect", self.name))[0]
         return found

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ ONE_PROCESS = (
 )
 
 
+_QUIET_S = 0.25
+FAREWELL_S = 2.0
+"""After the last answer the listener stays until nobody has asked for so long, and no longer than this: whoever asks
+meanwhile hears that it drains; a connection on its way to a listener that closes is reset."""
+
+
 class Service:
     """Life cycle: built, loaded (ready), draining, closed."""
 
@@ -57,6 +63,7 @@ class Service:
         self.active = 0
         self.idle = asyncio.Event()
         self.idle.set()
+        self._refused = asyncio.Event()
         self._registry: Registry | None = None
 
     async def load(self) -> None:
@@ -80,6 +87,7 @@ class Service:
     def registry(self) -> Registry:
         """For work. Raises NotReady while models load, Draining once nothing new is taken."""
         if not self.accepting:
+            self._refused.set()
             raise Draining("the service is stopping and takes no new work")
         return self._loaded()
 
@@ -102,7 +110,8 @@ class Service:
                 self.idle.set()
 
     async def drain(self) -> None:
-        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished.
+        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished and
+        nobody asks any more.
 
         Or after `drain_timeout_s`: a caller with a long deadline must not keep the process alive.
         """
@@ -114,6 +123,11 @@ class Service:
             await asyncio.wait_for(self.idle.wait(), self.settings.drain_timeout_s)
         except TimeoutError:
             log.warning("%d requests are not finished after %g s", self.active, self.settings.drain_timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                while True:
+                    self._refused.clear()
+                    await asyncio.wait_for(self._refused.wait(), _QUIET_S)
 
     def close(self) -> None:
         if self._registry is not None:

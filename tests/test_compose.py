@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from service.app import FAREWELL_S
 from service.process import LINGER_S
 from service.settings import Settings
 from tests.conftest import ROOT
@@ -25,7 +26,7 @@ def test_docker_waits_for_a_drain_to_end(service: str) -> None:
     """What was accepted is answered before anybody kills."""
     default = {name: field.default for name, field in Settings.model_fields.items()}
     waits = int(SERVICES[service]["stop_grace_period"].removesuffix("s"))
-    assert waits > default["drain_grace_s"] + default["drain_timeout_s"] + LINGER_S
+    assert waits > default["drain_grace_s"] + default["drain_timeout_s"] + FAREWELL_S + LINGER_S
 
 
 @pytest.mark.parametrize("service", SERVICES)

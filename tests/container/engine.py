@@ -67,7 +67,11 @@ class Container:
         variables = {"allow_anonymous": True, "port": self.port, **settings}
         given = [f"--env=SACCADE_{name.upper()}={value}" for name, value in variables.items() if value is not None]
         reached = ["--network=host"] if network == "host" else [f"--publish=127.0.0.1:{self.port}:{self.port}"]
-        docker("run", "--detach", f"--name={self.name}", *reached, *options, *given, image)
+        try:
+            docker("run", "--detach", f"--name={self.name}", *reached, *options, *given, image)
+        except Failed:
+            docker("rm", "--force", self.name)  # Docker keeps what it made and could not start
+            raise
 
     def __enter__(self) -> "Container":
         return self

@@ -11,7 +11,11 @@ MODELS ?= models
 # Of the models in the repository one is the default; with a folder of your own, name one where there are several.
 DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-cct)
 
-.PHONY: serve test test-slow check fuzz bench format clean
+# the image to make: cpu or gpu
+TARGET ?= cpu
+BUILD_ARGS ?=
+
+.PHONY: serve test test-slow test-container check image fuzz bench format clean
 
 serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MODEL)
 	SACCADE_HOST="$(HOST)" SACCADE_PORT="$(PORT)" SACCADE_MODELS="$(MODELS)" SACCADE_DEFAULT_MODEL="$(DEFAULT_MODEL)" \
@@ -29,11 +33,20 @@ SEED ?= 1
 fuzz: $(VENV)/installed-dev ## damaged files and queries, for as long as is asked (MINUTES, SEED)
 	$(BIN)/python -m tests.robustness.fuzz --minutes $(MINUTES) --seed $(SEED)
 
-check: $(VENV)/installed-dev ## format, lint, types, import rules
+check: $(VENV)/installed-dev ## format, lint, types, import rules, Dockerfile and compose file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+image: ## the container's image saccade:$(TARGET) (TARGET cpu or gpu, BUILD_ARGS to docker build, as PYTHON_IMAGE)
+	docker build --target $(TARGET) --tag saccade:$(TARGET) $(BUILD_ARGS) .
+
+# NETWORK=host: where the engine has no bridge. GPU=1: the gpu target too, which downloads 2 GB
+test-container: $(VENV)/installed-dev ## builds the image and runs it for real; wants docker with compose (NETWORK, GPU)
+	$(BIN)/python -m tests.container.check $(if $(NETWORK),--network $(NETWORK)) $(if $(GPU),--gpu)
 
 # QUICK=1: an indication in some minutes, beside the page; BEFORE=commit: compare with the service as it was there
 bench: $(VENV)/installed-bench ## speed against the machine's limit and against other servers (QUICK, BEFORE)

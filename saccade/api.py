@@ -336,6 +336,8 @@ class Plan(_Wire):
     cpu_affinity: int
     cpu_quota: float | None
     """CPUs' worth of time that the cgroup grants; null without a limit."""
+    memory_limit: int | None
+    """Bytes that the cgroup grants; null without a limit."""
     instances: int
     intra_op_threads: int
     spinning: bool

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade import __version__, errors
 from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
+from service.cgroup import memory_limit
 from service.edge import Edge, refuse
 from service.keys import Keys
 from service.metrics import Metrics
@@ -38,6 +39,12 @@ ONE_PROCESS = (
 )
 
 
+_QUIET_S = 0.25
+FAREWELL_S = 2.0
+"""After the last answer the listener stays until nobody has asked for so long, and no longer than this: whoever asks
+meanwhile hears that it drains; a connection on its way to a listener that closes is reset."""
+
+
 class Service:
     """Life cycle: built, loaded (ready), draining, closed."""
 
@@ -49,13 +56,14 @@ class Service:
         if settings.allow_anonymous and not settings.loopback and settings.api_keys_file is None:
             log.warning("everybody who reaches %s is served: SACCADE_ALLOW_ANONYMOUS is set", settings.host)
         self.metrics = Metrics()
-        self.plan = make_plan(settings, cpus or find_cpus(), settings.providers[0])
+        self.plan = make_plan(settings, cpus or find_cpus(), settings.providers[0], memory_limit())
         self.workers = Workers(self.plan.decode_threads)
         self.draining = False
         self.accepting = True
         self.active = 0
         self.idle = asyncio.Event()
         self.idle.set()
+        self._refused = asyncio.Event()
         self._registry: Registry | None = None
 
     async def load(self) -> None:
@@ -79,6 +87,7 @@ class Service:
     def registry(self) -> Registry:
         """For work. Raises NotReady while models load, Draining once nothing new is taken."""
         if not self.accepting:
+            self._refused.set()
             raise Draining("the service is stopping and takes no new work")
         return self._loaded()
 
@@ -101,7 +110,8 @@ class Service:
                 self.idle.set()
 
     async def drain(self) -> None:
-        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished.
+        """Readiness says 503 at once; after the grace new work is refused; returns when what was taken is finished and
+        nobody asks any more.
 
         Or after `drain_timeout_s`: a caller with a long deadline must not keep the process alive.
         """
@@ -113,6 +123,11 @@ class Service:
             await asyncio.wait_for(self.idle.wait(), self.settings.drain_timeout_s)
         except TimeoutError:
             log.warning("%d requests are not finished after %g s", self.active, self.settings.drain_timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                while True:
+                    self._refused.clear()
+                    await asyncio.wait_for(self._refused.wait(), _QUIET_S)
 
     def close(self) -> None:
         if self._registry is not None:
@@ -175,7 +190,7 @@ def create_app_for(service: Service) -> App:
     app.state.service = service
     _add_error_handlers(app, service.metrics)
     add_routes(app)
-    app.edge = Edge(app, app.inside, service.keys, service.metrics)
+    app.edge = Edge(app, app.inside, service.keys, service.metrics, lambda: service.draining)
     return app
 
 

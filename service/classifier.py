@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from saccade.api import ClassifyOptions, Plan
 from saccade.bundle import Bundle
 from saccade.decode import decode, plain_pixels
-from saccade.errors import DeadlineExceeded, RequestTimeout
+from saccade.errors import DeadlineExceeded, RequestTimeout, SettingsError
 from saccade.geometry import Region, region
 from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.batcher import Batcher, Ran, Runner
 from service.encode import to_json
+from service.memory import own_memory, refusal_of_sessions
 from service.metrics import Metrics
 from service.plan import stand_back
 from service.selection import Selection, select, too_large
-from service.session import OnnxRunner, load_head
+from service.session import CPU, OnnxRunner, load_head
 from service.settings import Settings
 from service.workers import Workers
 
@@ -83,10 +84,16 @@ class Classifier:
                 hung.stop()
             return open_runner()
 
+        before = own_memory()
+        # on a GPU the weights leave the process's memory again, and the first session brings the driver's along
+        kept = plan.instances if plan.provider == CPU else 1
+        self._check_memory(kept, bundle.weights.stat().st_size)
         with ThreadPoolExecutor(
             plan.instances, initializer=stand_back
         ) as openers:  # a session's threads are its opener's
-            runners = [opening.result() for opening in [openers.submit(open_runner) for _ in range(plan.instances)]]
+            runners = [openers.submit(open_runner).result()]
+            self._check_memory(kept - 1, own_memory() - before)
+            runners += [opening.result() for opening in [openers.submit(open_runner) for _ in range(1, plan.instances)]]
         self.start(runners, replace)
 
     def start(self, runners: Sequence[Runner], replace: Callable[[Runner], Runner] | None = None) -> None:
@@ -147,6 +154,12 @@ class Classifier:
 
     def close(self) -> None:
         self.batcher.close()
+
+    def _check_memory(self, sessions: int, each: int) -> None:
+        """Raises SettingsError where so many sessions more, of at least so many bytes, do not fit the limit."""
+        refusal = refusal_of_sessions(self.plan.memory_limit, self.manifest.id, sessions, each)
+        if refusal is not None:
+            raise SettingsError(refusal)
 
     def _is_small(self, body: Body) -> bool:
         spec = self.manifest.preprocessing

@@ -4,6 +4,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import Callable
 
 from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
@@ -25,10 +26,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Edge:
-    def __init__(self, app: FastAPI, inside: ASGIApp, keys: Keys, metrics: Metrics) -> None:
+    def __init__(
+        self, app: FastAPI, inside: ASGIApp, keys: Keys, metrics: Metrics, draining: Callable[[], bool]
+    ) -> None:
         """Calls routes of `app` of fixed path directly: the framework's way there costs more than they do.
 
-        The rest goes to `inside`.
+        The rest goes to `inside`. While `draining` no connection is kept: at the end the kept ones would be closed with
+        requests on their way.
         """
         self._app = app
         self._inside = inside
@@ -40,6 +44,7 @@ class Edge:
         }
         self._keys = keys
         self._metrics = metrics
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +61,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self._draining():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         scope.setdefault("state", {}).update(

@@ -10,6 +10,7 @@ from types import TracebackType
 from saccade.api import ClassifyOptions
 from saccade.bundle import open_bundle
 from saccade.client import Effort
+from service.cgroup import memory_limit
 from service.classifier import Classifier
 from service.metrics import Metrics
 from service.plan import find_cpus, make_plan
@@ -25,7 +26,7 @@ class Local:
         """Raises BundleError, SettingsError."""
         settings = load_settings()
         check_providers(settings.providers)
-        plan = make_plan(settings, find_cpus(), settings.providers[0])
+        plan = make_plan(settings, find_cpus(), settings.providers[0], memory_limit())
         self._workers = Workers(plan.decode_threads)
         try:
             self._classifier = Classifier(open_bundle(folder), settings, plan, self._workers, Metrics())

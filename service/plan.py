@@ -10,13 +10,13 @@ import os
 import random
 import sys
 import threading
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from saccade.api import Plan
+from service.cgroup import NO_LIMIT, cpu_quota
 from service.settings import Settings
 
-_NO_LIMIT = math.inf
 _MOST_SESSIONS = 4
 """By default: each has weights of its own in memory."""
 _BEHIND = 5
@@ -39,12 +39,12 @@ class Cpus(NamedTuple):
 def find_cpus(root: Path = Path("/")) -> Cpus:
     """The CPUs of this process. `root` is where /proc and the mounts it names are looked up."""
     if hasattr(os, "sched_getaffinity"):  # Linux
-        return Cpus(len(os.sched_getaffinity(0)), _cgroup_quota(root))
-    return Cpus(os.cpu_count() or 1, _NO_LIMIT)
+        return Cpus(len(os.sched_getaffinity(0)), cpu_quota(root))
+    return Cpus(os.cpu_count() or 1, NO_LIMIT)
 
 
-def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
-    """Settings, with what they leave open worked out from the CPUs.
+def make_plan(settings: Settings, cpus: Cpus, provider: str, memory_limit: int | None = None) -> Plan:
+    """Settings, with what they leave open worked out from the CPUs; `memory_limit` in bytes, to be shown and kept.
 
     On CPU the sessions share all of them, one thread each as far as memory allows: threads of one session wait for each
     other at every node, and whoever is off its CPU just then makes the others wait. Where each CPU, but for one at
@@ -64,7 +64,8 @@ def make_plan(settings: Settings, cpus: Cpus, provider: str) -> Plan:
         provider=provider,
         cpus=cpus.usable,
         cpu_affinity=cpus.affinity,
-        cpu_quota=None if cpus.quota == _NO_LIMIT else round(cpus.quota, 3),
+        cpu_quota=None if cpus.quota == NO_LIMIT else round(cpus.quota, 3),
+        memory_limit=memory_limit,
         instances=instances,
         intra_op_threads=threads,
         spinning=settings.spinning,
@@ -102,63 +103,3 @@ def keep_to(cpus: Cpus) -> None:
         for thread in Path("/proc/self/task").iterdir():  # libraries have started some already
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(int(thread.name), chosen)
-
-
-def _cgroup_quota(root: Path) -> float:
-    """The smallest CFS quota, in CPUs, of the cgroups that this process is in."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return _NO_LIMIT
-    # cgroups(7): "hierarchy:controllers:path"; version 2 has hierarchy 0 and names no controllers
-    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-    quota = _NO_LIMIT
-    for mount in mounts:
-        quota = min(quota, _mounted_quota(root, mount, paths))
-    return quota
-
-
-def _mounted_quota(root: Path, mount: str, paths: dict[str, str]) -> float:
-    # proc_pid_mountinfo(5): id parent major:minor root mountpoint options [tags] - type source superoptions
-    before, _, after = mount.partition(" - ")
-    kind, _, options = after.split(" ", 2)
-    mounted_root, mountpoint = before.split(" ")[3:5]
-    if kind == "cgroup2":
-        path, read = paths.get(""), _quota_v2
-    elif kind == "cgroup" and "cpu" in options.split(","):
-        path, read = next((path for names, path in paths.items() if "cpu" in names.split(",")), None), _quota_v1
-    else:
-        return _NO_LIMIT
-    if path is None:
-        return _NO_LIMIT
-    top = root / mountpoint.lstrip("/")
-    # in a container without a cgroup namespace the mount shows a subtree whose root is the container's own cgroup
-    own = (
-        top / PurePosixPath(path).relative_to(mounted_root) if PurePosixPath(path).is_relative_to(mounted_root) else top
-    )
-    quota = _NO_LIMIT
-    for folder in (own, *own.parents):  # limits of those above hold as well
-        quota = min(quota, read(folder))
-        if folder == top:
-            break
-    return quota
-
-
-def _quota_v2(folder: Path) -> float:
-    """cpu.max: "quota period" or "max period", in microseconds."""
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return _NO_LIMIT if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return _NO_LIMIT
-
-
-def _quota_v1(folder: Path) -> float:
-    """cpu.cfs_quota_us over cpu.cfs_period_us; -1 is no limit."""
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        period = int((folder / "cpu.cfs_period_us").read_text())
-        return quota / period if quota > 0 else _NO_LIMIT
-    except (OSError, ValueError, ZeroDivisionError):
-        return _NO_LIMIT

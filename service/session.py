@@ -13,7 +13,7 @@ from saccade.golden import check_golden
 from saccade.manifest import Manifest
 from service.postprocess import Head
 
-_CPU = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 Floats = NDArray[np.float32]
 
@@ -26,6 +26,8 @@ def check_providers(wanted: Sequence[str]) -> None:
         raise SettingsError(
             f"execution provider {', '.join(missing)} is asked for and missing; present are {', '.join(present)}"
         )
+    if set(wanted) - {CPU}:
+        onnxruntime.preload_dlls()  # CUDA and cuDNN may have come as packages: the loader does not look there by itself
 
 
 class OnnxRunner:
@@ -44,11 +46,16 @@ class OnnxRunner:
         # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        if _CPU not in providers:
+        if CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime's exceptions share no base class with each other
+            if CPU not in providers and "fallback to CPU" in str(error):
+                raise SettingsError(
+                    f"{bundle.manifest.id} asked for {', '.join(providers)} and would get {CPU}, in part at least: is "
+                    "there such a device, with its driver? ONNX Runtime says more in the lines before"
+                ) from error
             raise BundleError(f"ONNX Runtime does not load {bundle.graph}: {error}") from error
         self.provider: str = self._session.get_providers()[0]
         if self.provider != providers[0]:

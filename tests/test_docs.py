@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from pydantic_core import PydanticUndefined
 
@@ -21,8 +22,10 @@ from saccade.errors import SaccadeError
 from service.errors import STATUS
 from service.settings import Settings
 from tests.conftest import ROOT, Server
+from tests.container.check import GPU_STEPS, STEPS, promise
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -90,8 +93,12 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_commands_of_the_documents_exist() -> None:
-    """Every `make` target is one, and every `saccade` command line is taken by its parser."""
-    seen = {"make": 0, "saccade": 0}
+    """Every `make` target is one, every `saccade` command line is taken by its parser, and what `docker` is told to
+    run, set and bring up is there.
+    """
+    seen = {"make": 0, "saccade": 0, "docker": 0}
+    profiles = {name for one in COMPOSE["services"].values() for name in one["profiles"]}
+    images = {one["image"] for one in COMPOSE["services"].values()}
     written = [line for path in DOCUMENTS for line in commands(path.read_text(encoding="utf-8"))]
     for line in [part for whole in written for part in whole.split(" | ")]:
         words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
@@ -100,11 +107,19 @@ def test_commands_of_the_documents_exist() -> None:
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         elif tool == "saccade":
             _parser().parse_args(words[1:])
+        elif tool == "docker":
+            assert words[1] in ("run", "compose"), line
+            assert {word for word in words if word.startswith("saccade:")} <= images, line
+            assert set(re.findall(r"--profile[ =](\S+)", line)) <= profiles, line
+            assert {name.lower() for name in re.findall(r"SACCADE_([A-Z_]+)=", line)} <= set(Settings.model_fields), (
+                line
+            )
         else:
             assert tool in ("curl", "git", "cd", "find", "python"), line
         seen[tool] = seen.get(tool, 0) + 1
     assert seen["make"] >= 2
     assert seen["saccade"] >= 3
+    assert seen["docker"] >= 3
 
 
 def test_the_readme_shows_the_real_answer(shipped: Server) -> None:
@@ -188,6 +203,14 @@ def test_the_figures_of_the_readme_come_from_the_cards() -> None:
         assert f"{figure.top1:.2%}".replace("%", " %") in row[3]
         low, high = figure.interval95
         assert f"{100 * low:.1f} to {100 * high:.1f}" in row[3]
+
+
+def test_the_output_of_the_container_check_is_that_of_all_its_steps() -> None:
+    """docs/container.md shows the check as it is now, every promise of it held; what was seen is from the run."""
+    shown = (ROOT / "docs/container.md").read_text(encoding="utf-8")
+    steps = (*STEPS, *GPU_STEPS)
+    assert re.findall(r"^ok   (.*) \[.*\]$", shown, flags=re.M) == [promise(step) for step in steps]
+    assert f"\ncontainer: {len(steps)} of {len(steps)} passed\n" in shown
 
 
 def test_the_shipped_models_are_small() -> None:

@@ -21,7 +21,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_the_service_loads_no_torch() -> None:
     """The image of the service has none, so not even an indirect import may want it."""
-    assert not loaded_after("import service.__main__, service.local") & {*FOREIGN, "export"}
+    assert not loaded_after("import service.process, service.local") & {*FOREIGN, "export"}
 
 
 def test_the_words_load_neither_a_server_nor_an_engine() -> None:

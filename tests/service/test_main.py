@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server
+from tests.container.callers import Callers
 from tests.service.reference import PNG, encoded, picture
 
 
@@ -101,6 +102,31 @@ def test_after_the_grace_new_work_is_told_that_the_service_is_draining_while_old
         answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 200 ")
         connection.close()
+        assert server.stop() == 0
+
+
+def test_while_draining_no_connection_is_kept(small: Path) -> None:
+    """Whoever keeps one is sent to a new one, and so to another replica, before this one ends."""
+    with Server(models=small, port=0, drain_grace_s=600) as server, httpx.Client() as client:
+        assert "connection" not in client.post(f"{server.url}/v1/classify", content=PNG).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(server, "draining")
+        for path in ("/v2/health/live", "/v2/health/ready", "/nothing"):
+            assert client.get(f"{server.url}{path}").headers["connection"] == "close"
+        answered = client.post(f"{server.url}/v1/classify", content=PNG)
+        assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.stop() == 0
+
+
+def test_callers_who_keep_their_connections_lose_nothing_when_it_ends(small: Path) -> None:
+    """Sixteen who ask on and on at a SIGTERM: each request that was sent has its answer, 503 the last of them."""
+    with Server(models=small, port=0, drain_grace_s=0.2) as server:
+        callers = Callers(f"{server.url}/v1/classify", PNG)
+        callers.wait_for_answers(160)
+        server.process.terminate()
+        outcomes = callers.join()
+        assert set(outcomes) <= {"200", "503", "refused"}
         assert server.stop() == 0
 
 
@@ -232,6 +258,19 @@ def test_serving_everybody_is_said_in_the_log(small: Path) -> None:
     server = Server(models=small, host="0.0.0.0", port=0, drain_grace_s=0, allow_anonymous=True)
     assert "everybody who reaches 0.0.0.0 is served" in server.log
     assert server.stop() == 0
+
+
+def test_the_engine_reports_to_nobody(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's telemetry, which keeps a database in the home folder until it is sent, is off."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    with Server(models=small, port=0, drain_grace_s=0) as server:
+        assert httpx.post(f"{server.url}/v1/classify", content=PNG).status_code == 200
+        assert server.stop() == 0
+    assert list(home.rglob("*")) == []
 
 
 # --- one process

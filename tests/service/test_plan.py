@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,8 @@ import pytest
 from service.plan import Cpus, find_cpus, make_plan
 from service.settings import Settings
 from tests.conftest import Server
+from tests.service.cgroups import INF, PERIOD, enter, limit_v1, real_cgroup, tree, v1, v2
 from tests.service.reference import PNG
-
-INF = float("inf")
-PERIOD = 100_000  # microseconds, the kernel's default
-OTHER_MOUNT = "24 29 0:22 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw\n"
-
-
-def tree(root: Path, cgroup: str, mounts: str, files: dict[str, str]) -> Path:
-    """A file system as a process sees it: /proc/self/cgroup, /proc/self/mountinfo, and files of cgroups."""
-    for name, content in {"proc/self/cgroup": cgroup, "proc/self/mountinfo": OTHER_MOUNT + mounts, **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
-
-
-def v2(shown: str = "/") -> str:
-    """The mount of version 2, which shows the hierarchy from `shown` on."""
-    return (
-        f"35 24 0:30 {shown} /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-    )
-
-
-def v1(controllers: str = "cpu,cpuacct", shown: str = "/") -> str:
-    """The mount of one hierarchy of version 1."""
-    return f"36 24 0:31 {shown} /sys/fs/cgroup/{controllers} rw,relatime - cgroup cgroup rw,{controllers}\n"
-
-
-def limit_v1(folder: str, quota: int, period: int = PERIOD) -> dict[str, str]:
-    return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": f"{period}\n"}
-
 
 # --- version 2
 
@@ -264,60 +235,25 @@ def test_a_gpu_leaves_one_thread_to_a_session() -> None:
 def test_a_plan_says_what_it_was_made_of_and_what_the_settings_said() -> None:
     """Whoever reads it can work it out again."""
     settings = {"max_batch": 5, "max_wait_ms": 2.5, "queue_images": 7, "run_timeout_s": 9.0, "spinning": True}
-    assert plan(Cpus(6, 2.25), **settings) == {
-        "provider": "CPUExecutionProvider", "cpus": 2, "cpu_affinity": 6, "cpu_quota": 2.25, "instances": 2,
-        "intra_op_threads": 1, "decode_threads": 0, **settings,
+    seen = make_plan(Settings(**settings), Cpus(6, 2.25), "CPUExecutionProvider", 2**30).model_dump()
+    assert seen == {
+        "provider": "CPUExecutionProvider", "cpus": 2, "cpu_affinity": 6, "cpu_quota": 2.25,
+        "memory_limit": 2**30, "instances": 2, "intra_op_threads": 1, "decode_threads": 0, **settings,
     }  # fmt: skip
     assert plan(Cpus(6, INF))["cpu_quota"] is None
+    assert plan(Cpus(6, INF))["memory_limit"] is None
     assert plan(Cpus(6, INF))["max_batch"] == 4
 
 
 # --- real processes
 
 
-def own_cgroup() -> Iterator[tuple[Path, Callable[[Path], None]]]:
-    """Folders of the cgroups of this process in which a CPU quota can be set, and how one is set to one CPU."""
-    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        shown, mountpoint = before.split(" ")[3:5]
-        names = "" if kind == "cgroup2" else next((name for name in paths if "cpu" in name.split(",")), None)
-        if kind not in ("cgroup", "cgroup2") or names not in paths:
-            continue
-        if kind == "cgroup" and "cpu" not in options.split(","):
-            continue
-        folder = Path(mountpoint, os.path.relpath(paths[names], shown))
-
-        def limit_to_one(made: Path, kind: str = kind) -> None:
-            if kind == "cgroup2":
-                (made / "cpu.max").write_text(f"{PERIOD} {PERIOD}")
-            else:
-                (made / "cpu.cfs_period_us").write_text(str(PERIOD))
-                (made / "cpu.cfs_quota_us").write_text(str(PERIOD))
-
-        yield folder, limit_to_one
-
-
 @pytest.fixture
 def one_cpu_cgroup() -> Iterator[Path]:
-    """A real cgroup with the quota of one CPU, below the one of this process; removed afterwards."""
-    reasons = []
-    with contextlib.ExitStack() as afterwards:
-        for folder, limit_to_one in own_cgroup():
-            made = folder / f"saccade-test-{os.getpid()}"
-            try:
-                made.mkdir()
-                afterwards.callback(made.rmdir)
-                limit_to_one(made)
-            except OSError as error:
-                reasons.append(str(error))
-                continue
-            yield made
-            return
-    pytest.skip(
-        f"this machine lets nobody here make a cgroup with a CPU quota: {'; '.join(reasons) or 'none is mounted'}"
-    )
+    """A real cgroup with the quota of one CPU."""
+    v1_files = {"cpu.cfs_period_us": str(PERIOD), "cpu.cfs_quota_us": str(PERIOD)}
+    with real_cgroup("cpu", {1: v1_files, 2: {"cpu.max": f"{PERIOD} {PERIOD}"}}) as made:
+        yield made
 
 
 @contextlib.contextmanager
@@ -335,13 +271,15 @@ def shown(server: Server) -> dict[str, Any]:
 
 
 def threads_of(server: Server) -> int:
-    return len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+    """Without those that opened the sessions: they may take some requests' time to be gone."""
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    live = f"{server.url}/v2/health/live"
+    return min(len(list(tasks.iterdir())) for _ in range(20) if httpx.get(live).status_code == 200)
 
 
 def test_in_a_real_cgroup_of_one_cpu_the_service_starts_threads_for_one(one_cpu_cgroup: Path, small: Path) -> None:
     """docker run --cpus 1 on a large machine: threads for the CPUs granted, and API, log and metrics say so."""
-    enter = f"open({str(one_cpu_cgroup / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
-    with started(enter, models=small) as server:
+    with started(enter(one_cpu_cgroup), models=small) as server:
         assert str(server.process.pid) in (one_cpu_cgroup / "cgroup.procs").read_text().split()
         seen = shown(server)
         for name in ("cpus", "intra_op_threads", "instances"):

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from saccade.bundle import Bundle, update_bundle
+from saccade.bundle import Bundle, open_bundle, update_bundle
 from saccade.errors import BundleError, SettingsError
 from service.app import create_app
 from service.session import OnnxRunner, load_head
@@ -25,6 +25,15 @@ def test_a_provider_that_is_missing_stops_the_start(models: Path, wanted: tuple[
         create_app(Settings(models=models, providers=wanted))
     assert "NoSuchExecutionProvider is asked for and missing" in str(caught.value)
     assert all(provider in str(caught.value) for provider in onnxruntime.get_available_providers())
+
+
+def test_a_provider_whose_device_is_missing_stops_the_start(models: Path) -> None:
+    """Built in, but without its device: no silent fall back to the CPU, and the sentence says what to look for."""
+    bundle = open_bundle(models / "tiny-resnet" / "1")
+    with pytest.raises(
+        SettingsError, match=r"^tiny-resnet@1 asked for AzureExecutionProvider and would get CPU.*driver"
+    ):
+        OnnxRunner(bundle, ("AzureExecutionProvider",), 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

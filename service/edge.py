@@ -92,6 +92,7 @@ class Edge:
             failed = SaccadeError("something went wrong inside of the service; its log has the request_id")
             await refuse(self._metrics, failed, request_id)(scope, receive, send_with_id)
         finally:
+            del scope["state"]["send"]  # or the request would be a circle of references, and each of them garbage
             self._metrics.request(getattr(scope.get("route"), "path", "other"), status)
             log.debug("%s %s %s %d", request_id, scope["method"], scope["path"], status)
 

@@ -40,7 +40,12 @@ class Protocol(HttpToolsProtocol):
         self._metrics = metrics
         self._max_connections = max_connections
         self._outlet = cast(asyncio.Transport, _Outlet(self))  # of which a request uses three methods
+        self._lingering = cast(asyncio.Transport, _Lingering(self))
         self._running: RequestResponseCycle | None = None
+        self._begun = False
+        """Whether the head of the running answer has been written."""
+        self._held = b""
+        """It, until the first of its body comes."""
         self._due = math.inf
         """When the caller is late with what it is waited for, of loop.time()."""
         self._stalled = math.inf
@@ -68,9 +73,10 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.cycle is not None:
-            self.cycle.transport = self.transport  # no circle of references is left: the collector comes seldom
-        del self._outlet
+        for cycle in (self.cycle, self._running, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.transport = self.transport  # no circle of references is left: the collector comes seldom
+        del self._outlet, self._lingering
         if self._running is not None and not self._running.response_complete:  # uvicorn tells the last one only
             self._running.disconnected = True
             self._running.message_event.set()
@@ -102,6 +108,7 @@ class Protocol(HttpToolsProtocol):
         """
         if not self.transport.is_closing():
             self._over = True
+            self.flush()
             self.pipeline.clear()
             self._due = self.loop.time() + _LINGER_S
             self.flow.resume_reading()
@@ -124,6 +131,7 @@ class Protocol(HttpToolsProtocol):
         if self._upgrades:
             return
         super().on_headers_complete()
+        self.cycle.transport = self._outlet
         self.headers = []  # trailers come here: the application has its headers, and no use for those
         self._in_head = False
         self._in_body = True
@@ -140,8 +148,8 @@ class Protocol(HttpToolsProtocol):
         if self._upgrades:
             return
         self._in_body = False
-        if self.cycle.transport is self._outlet:
-            self.cycle.transport = self.transport
+        if self.cycle.transport is self._lingering:
+            self.cycle.transport = self._outlet
             if not self.cycle.response_started:
                 self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
@@ -151,6 +159,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """As uvicorn's, but for its timer: a connection that waits for nothing is seen by `look`."""
         self.server_state.total_requests += 1
+        self.flush()
+        self._begun = False
         if self._over and not self.pipeline:
             return
         if self.transport.is_closing():
@@ -163,6 +173,26 @@ class Protocol(HttpToolsProtocol):
         else:
             wait = self._settings.head_timeout_s if self._in_head else self.timeout_keep_alive
             self._due = self.loop.time() + wait
+
+    def put(self, data: bytes) -> None:
+        """Writes a piece of the running answer. Its head waits for the next: together they are one call of the system,
+        one packet, and one reason for the caller to wake.
+        """
+        assert self._running is not None
+        if self._held:
+            head, self._held = self._held, b""
+            self.transport.writelines((head, data))
+        elif self._running.response_started and not self._begun:
+            self._begun = True
+            self._held = data
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        """Writes the head of an answer that has no body, or that ends before it."""
+        if self._held:
+            head, self._held = self._held, b""
+            self.transport.write(head)
 
     def shutdown(self) -> None:
         self._keep_alive = False
@@ -233,7 +263,7 @@ class Protocol(HttpToolsProtocol):
         """
         lengths = [int(value) for name, value in self.scope["headers"] if name == b"content-length"]
         self._keep_alive = self.cycle.keep_alive
-        self.cycle.transport = self._outlet
+        self.cycle.transport = self._lingering
         if not lengths or lengths[0] > _SMALL_REST:
             self.cycle.keep_alive = False
 
@@ -248,7 +278,7 @@ class Protocol(HttpToolsProtocol):
         if self._answering and (self.pipeline or not cycle.more_body):
             self._over = True
             cycle.keep_alive = False
-            cycle.transport = self._outlet
+            cycle.transport = self._lingering
             return
         if self._answering:  # it is the body of this one
             cycle.disconnected = True
@@ -287,16 +317,24 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Outlet:
-    """What a request writes to while its body is not all there: closing it leaves time to read the answer."""
+    """What a request writes to."""
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
 
     def write(self, data: bytes) -> None:
-        self._protocol.transport.write(data)
+        self._protocol.put(data)
 
     def is_closing(self) -> bool:
         return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        self._protocol.flush()
+        self._protocol.transport.close()
+
+
+class _Lingering(_Outlet):
+    """What it writes to while its body is not all there: closing it leaves time to read the answer."""
 
     def close(self) -> None:
         self._protocol.linger()

@@ -435,3 +435,26 @@ def test_uploads_beside_all_this_are_answered(hostile: Hostile) -> None:
     assert 0.8 * MIB < len(large) < MIB
     for body in (large, iter([large[start : start + 1000] for start in range(0, len(large), 1000)])):
         assert httpx.post(f"{hostile.url}/v1/classify", content=body).status_code == 200
+
+
+def test_an_answer_is_one_packet(small: Path) -> None:
+    """Head and body together: a caller is woken once, and a small picture's answer is there as a whole."""
+    request = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(PNG), PNG)
+    with Hostile(models=small, port=0, drain_grace_s=0) as server, server.connect() as caller:
+        for _ in range(20):
+            caller.sendall(request)
+            head, _, body = caller.recv(2**16).partition(b"\r\n\r\n")
+            assert b"content-length: %d\r\n" % len(body) in head
+        caller.close()
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("method", "path"), [(b"HEAD", b"/docs/assets/swagger-ui.css"), (b"GET", b"/v2/health/ready")])
+def test_an_answer_without_a_body_is_sent_too(small: Path, method: bytes, path: bytes) -> None:
+    """Whatever waits for nothing more is not kept back."""
+    with Hostile(models=small, port=0, drain_grace_s=0) as server, server.connect() as caller:
+        for _ in range(3):
+            caller.sendall(b"%b %b HTTP/1.1\r\nhost: x\r\n\r\n" % (method, path))
+            assert caller.recv(2**16).startswith(b"HTTP/1.1 200 OK\r\n")
+        caller.close()
+        assert server.stop() == 0

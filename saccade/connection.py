@@ -19,6 +19,8 @@ from saccade.errors import ServiceError
 _PIECE = 2**18
 """Bytes of a body after which to look whether it has been refused meanwhile."""
 
+_FRESH_S = 0.5
+
 
 class Address(NamedTuple):
     """Where a service is."""
@@ -74,6 +76,7 @@ class Connection:
         self._tls = tls
         self._socket: socket.socket | None = None
         self._answer: _Answer | None = None
+        self._answered = 0.0
         self._aborted = False
 
     @property
@@ -82,8 +85,11 @@ class Connection:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the server has closed it, or sent what nobody asked for, since the last exchange."""
-        return self._socket is None or _readable(self._socket)
+        """Whether the server has closed it, or sent what nobody asked for, since the last exchange.
+
+        Not looked at in the first half second: servers keep them longer, and to look is a call of the system.
+        """
+        return self._socket is None or (time.monotonic() - self._answered > _FRESH_S and _readable(self._socket))
 
     @property
     def has_begun_to_answer(self) -> bool:
@@ -113,6 +119,7 @@ class Connection:
             raise
         if not (whole and answer.keeps_open):
             self.close()
+        self._answered = time.monotonic()
         return answer.response()
 
     def abort(self) -> None:

@@ -21,7 +21,7 @@ def in_order(
     others at once. `items` are drawn in those threads, one at a time. What `items` or `work` raises is raised in its
     place, and ends it. Whoever stops early has `give_up` called, to end what is being waited for.
     """
-    line = _Line(items, work, 4 * threads)
+    line = _Line(items, work, threads)
     workers = [threading.Thread(target=line.serve, name="saccade-client", daemon=True) for _ in range(threads)]
     for worker in workers:
         worker.start()
@@ -35,19 +35,29 @@ def in_order(
             give_up()
 
 
+_LATEST_S = 0.02
+"""How long a result may lie there. To wake who takes them for each would cost more than some of them."""
+
+
+class _Did(Generic[_Result]):
+    def __init__(self, value: _Result) -> None:
+        self.value = value
+
+
 class _Failed:
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class _Line(Generic[_Item, _Result]):
-    def __init__(self, items: Iterable[_Item], work: Callable[[_Item], _Result], room: int) -> None:
+    def __init__(self, items: Iterable[_Item], work: Callable[[_Item], _Result], threads: int) -> None:
         self._items = iter(items)
         self._work = work
-        self._room = room
+        self._room = 4 * threads
+        self._enough = (threads + 1) // 2
         self._drawing = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
-        self._done: dict[int, _Result | _Failed] = {}
+        self._done: dict[int, _Did[_Result] | _Failed] = {}
         self._drawn = 0
         self._given = 0
         self._ended = False
@@ -56,13 +66,14 @@ class _Line(Generic[_Item, _Result]):
         while (drawn := self._draw()) is not None:
             number, item = drawn
             try:
-                result: _Result | _Failed = self._work(item)
+                result: _Did[_Result] | _Failed = _Did(self._work(item))
             except BaseException as error:
                 result = _Failed(error)
             del item, drawn
             with self._changed:
                 self._done[number] = result
-                if number == self._given:
+                waiting = len(self._done)
+                if self._given in self._done and (waiting >= self._enough or waiting == self._drawn - self._given):
                     self._changed.notify_all()
 
     def stop(self) -> None:
@@ -76,14 +87,19 @@ class _Line(Generic[_Item, _Result]):
                 while self._given not in self._done:
                     if self._ended and self._given == self._drawn:
                         return
-                    self._changed.wait()
-                result = self._done.pop(self._given)
-                self._given += 1
-                if self._drawn - self._given == self._room - 1:  # somebody may wait for room
-                    self._changed.notify_all()
-            if isinstance(result, _Failed):
-                raise result.error
-            yield result
+                    self._changed.wait(_LATEST_S if self._drawn > self._given else None)
+                ready: list[_Did[_Result] | _Failed] = []
+                while (result := self._done.pop(self._given + len(ready), None)) is not None:
+                    ready.append(result)
+            ready.reverse()
+            while ready:  # each is let go as it is given
+                result = ready.pop()
+                self._given += 1  # by this thread alone
+                if isinstance(result, _Failed):
+                    raise result.error
+                yield result.value
+            with self._changed:
+                self._changed.notify_all()  # somebody may wait for room
 
     def _draw(self) -> tuple[int, _Item] | None:
         with self._drawing:  # not the lock of the results: who draws may wait for a pipe

@@ -1,7 +1,7 @@
 """A file of JSON lines, one a picture, that a crash at any moment leaves fit to go on with.
 
-Each line goes out whole in one write, and once a second all of them go to the disk. What a crash leaves of a line at
-the end is cut off when the file is opened again.
+Whole lines are written ten times a second, and go to the disk once a second. What a crash leaves of a line at the end
+is cut off when the file is opened again.
 """
 
 import contextlib
@@ -16,7 +16,11 @@ from typing import Any, BinaryIO
 
 from saccade.errors import DataError, SaccadeError
 
-_SYNC_EVERY_S = 1.0
+_WRITE_EVERY_S = 0.1
+_SYNC_EVERY = 10
+"""Writes after which to wait for the disk."""
+_MOST_BYTES = 2**22
+"""That wait to be written, where the disk does not keep up."""
 
 
 def answer_line(path: str, answer: bytes) -> bytes:
@@ -42,9 +46,13 @@ class Results:
             raise DataError(f"{path} is there already: --resume goes on with it") from None
         except OSError as error:
             raise DataError(f"could not write {path}: {error.strerror}") from error
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._changing = threading.Lock()
+        self._writing = threading.Lock()
         self._broken: OSError | None = None
         self._closing = threading.Event()
-        self._syncing = threading.Thread(target=self._sync, name="saccade-sync", daemon=True)
+        self._writer = threading.Thread(target=self._write_now_and_then, name="saccade-results", daemon=True)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -58,9 +66,10 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        if self._syncing.ident is not None:
-            self._syncing.join()
+        if self._writer.ident is not None:
+            self._writer.join()
         try:
+            self._flush()
             os.fsync(self._file)
         except OSError as failure:
             self._broken = self._broken or failure
@@ -90,23 +99,38 @@ class Results:
         return done, failed
 
     def write(self, line: bytes) -> None:
-        """Raises DataError where the disk is full, or worse."""
-        if self._syncing.ident is None:
-            self._syncing.start()
+        """Raises DataError where the disk is full, or worse; perhaps for a line before this one."""
+        if self._writer.ident is None:
+            self._writer.start()
         self._check()
-        try:
-            while line:  # a disk that is nearly full takes a part
-                line = line[os.write(self._file, line) :]
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _sync(self) -> None:
-        while not self._closing.wait(_SYNC_EVERY_S):
+        with self._changing:
+            self._lines.append(line)
+            self._bytes += len(line)
+        if self._bytes > _MOST_BYTES:
             try:
-                os.fdatasync(self._file)
+                self._flush()
+            except OSError as error:
+                raise self._failure(error) from error
+
+    def _write_now_and_then(self) -> None:
+        count = 0
+        while not self._closing.wait(_WRITE_EVERY_S):
+            try:
+                self._flush()
+                count += 1
+                if count % _SYNC_EVERY == 0:
+                    os.fdatasync(self._file)
             except OSError as error:
                 self._broken = error
                 return
+
+    def _flush(self) -> None:
+        with self._writing:  # in their order
+            with self._changing:
+                lines, self._lines, self._bytes = self._lines, [], 0
+            rest = memoryview(b"".join(lines))
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[os.write(self._file, rest) :]
 
     def _check(self) -> None:
         if self._broken is not None:

@@ -17,7 +17,7 @@ from saccade.api import Answer
 from saccade.bulk import overlay_path
 from saccade.client import Client
 from tests.conftest import ROOT, Server
-from tests.saccade.stub import CLOSE, Stub, good, refusal
+from tests.saccade.stub import CLOSE, Stub, good, refusal, response
 
 COMMAND = [sys.executable, "-m", "saccade.cli", "classify"]
 
@@ -225,10 +225,13 @@ def test_interrupted_it_says_so_and_goes_on_later(server: Server, pictures: Path
     assert [one["path"] for one in lines(out)] == [str(pictures / "01.png")]
 
 
-def test_an_answer_that_is_no_json_stops_it(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"", b"[1]", b"{", b'{"a":\n1}', b'{"request_id": 1', b'{"request_id":\n}']
+)
+def test_an_answer_that_is_no_line_of_json_stops_it(pictures: Path, tmp_path: Path, body: bytes) -> None:
     """Nothing goes into the file that could not be read again."""
     out = tmp_path / "results.jsonl"
-    with Stub(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>") as stub:
+    with Stub(response(200, body)) as stub:
         assert "is it a Saccade?" in classify(pictures, "--url", stub.url, "--out", out, code=2)
     assert out.read_bytes() == b""
 

@@ -29,7 +29,7 @@ def main() -> int:
     options.unsure.mkdir(parents=True, exist_ok=True)
     failed = 0
     with (
-        Client(options.url, key=os.environ.get("SACCADE_API_KEY")) as client,
+        Client(options.url, key=os.environ.get("SACCADE_API_KEY") or None) as client,
         options.out.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file)
@@ -43,7 +43,8 @@ def main() -> int:
             best = answer.labels[0]
             table.writerow([path, best.label, f"{best.score:.4f}", ""])
             if best.score < SURE:
-                answer.overlay().save(options.unsure / f"{path.stem}-{best.label}.jpg")
+                name = "-".join(path.relative_to(options.folder).parts)
+                answer.overlay().save(options.unsure / f"{name}.jpg")
     print(f"{failed} failed", file=sys.stderr)
     return 1 if failed else 0
 

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from saccade.api import Answer, ModelInfo, ModelList
-from saccade.client import Client, Effort, Outcome
-from saccade.errors import InvalidParameter, SaccadeError
+from saccade.client import Client, Effort, Outcome, check_concurrency
+from saccade.errors import SaccadeError
 from saccade.picture import Picture
 
 _Result = TypeVar("_Result")
@@ -35,8 +35,7 @@ class AsyncClient:
         concurrency: int = 16,
     ) -> None:
         """As of `Client`."""
-        if concurrency < 1:
-            raise InvalidParameter(f"concurrency must be at least 1, not {concurrency}")
+        check_concurrency(concurrency)
         self._client = Client(url, key=key, timeout=timeout, retries=retries, longest_wait=longest_wait, tls=tls)
         self._concurrency = concurrency
         self._threads = ThreadPoolExecutor(concurrency, "saccade-client")
@@ -57,16 +56,22 @@ class AsyncClient:
             except SaccadeError as error:
                 return Outcome(picture, None, error)
 
-        line: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue(4 * self._concurrency - 1)
-        drawing = asyncio.create_task(_draw(pictures, attempt, line))
+        line: asyncio.Queue[asyncio.Future[Outcome] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(4 * self._concurrency)
+        drawing = asyncio.create_task(_draw(pictures, attempt, line, room))
         try:
             while (outcome := await line.get()) is not None:
                 yield await outcome
+                room.release()
         finally:
             drawing.cancel()
+            await asyncio.wait([drawing])
+            left = []
             while not line.empty():
                 if (outcome := line.get_nowait()) is not None:
                     outcome.cancel()
+                    left.append(outcome)
+            await asyncio.gather(*left, return_exceptions=True)  # each closes its connection
 
     async def models(self) -> ModelList:
         """As of `Client`."""
@@ -105,18 +110,28 @@ async def _draw(
     pictures: Iterable[Picture] | AsyncIterable[Picture],
     attempt: Callable[[Picture], Coroutine[Any, Any, Outcome]],
     line: "asyncio.Queue[asyncio.Future[Outcome] | None]",
+    room: asyncio.Semaphore,
 ) -> None:
     """Puts a task for each picture into the line, and None at its end; an error of the source stands in its place."""
     try:
         if isinstance(pictures, AsyncIterable):
             async for picture in pictures:
-                await line.put(asyncio.create_task(attempt(picture)))
+                await room.acquire()
+                line.put_nowait(asyncio.create_task(attempt(picture)))
         else:
             for picture in pictures:
-                await line.put(asyncio.create_task(attempt(picture)))
+                await room.acquire()
+                line.put_nowait(asyncio.create_task(attempt(picture)))
                 await asyncio.sleep(0)  # a long list must not keep the event loop from the answers
+    except asyncio.CancelledError:  # by whoever takes the outcomes, or by the source itself
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        ended.cancel()
+        line.put_nowait(ended)
     except Exception as error:
         failed: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         failed.set_exception(error)
-        await line.put(failed)
-    await line.put(None)
+        line.put_nowait(failed)
+    finally:
+        line.put_nowait(None)
+        if hasattr(pictures, "aclose"):
+            await pictures.aclose()

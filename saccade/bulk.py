@@ -1,17 +1,20 @@
 """`saccade classify`: any number of pictures -> one JSON line each, in their order, from a service or without one."""
 
+import errno
+import hashlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from saccade.api import Answer
-from saccade.client import Effort
+from saccade.client import Effort, check_concurrency
 from saccade.errors import (
     BodyTooLarge,
     DataError,
@@ -36,6 +39,9 @@ Ask = Callable[[bytes, Effort], bytes]
 """The bytes of a picture -> its answer as JSON. Raises RequestError, ServiceError."""
 
 _BEGIN = b'{"request_id":'
+_LONGEST_NAME = 240  # bytes; with what is added, file systems take 255
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+"""Reasons why a file could not be read that are not the file's: it would be read another time."""
 
 _OF_ONE_PICTURE = (
     *(InvalidImage, ImageTooLarge, BodyTooLarge, DataError),
@@ -62,35 +68,42 @@ def classify(order: Order, ask: Ask) -> int:
     Raises SaccadeError for what is wrong with more than one picture: the service is away, the request is refused
     whatever the picture, the disk is full. All lines before it are written then.
     """
-    if order.concurrency < 1:
-        raise InvalidParameter(f"--concurrency must be at least 1, not {order.concurrency}")
+    check_concurrency(order.concurrency)
     if order.resume and order.out is None:
         raise InvalidParameter("--resume needs --out: there is nothing to go on with")
-    effort, paths = Effort(), find_pictures(order.pictures, order.separator)
+    if order.out is None and sys.stdout is None:
+        raise DataError("there is no standard output: give --out")
+    effort, paths = Effort(), find_pictures(order.pictures, order.separator, order.overlays)
 
     def score(path: str) -> tuple[bytes, bool]:
         try:
-            answer = ask(picture_bytes(path), effort)
+            picture = picture_bytes(path)
+            answer = ask(picture, effort)
             _check(answer)
             if order.overlays is not None:
-                _draw(path, answer, order.overlays)
+                with drawing:
+                    _draw(path, picture, answer, order.overlays)
             return answer_line(path, answer), False
         except SaccadeError as error:
             if not isinstance(error, _OF_ONE_PICTURE) and type(error) is not SaccadeError:  # which is "internal"
                 raise
+            if getattr(error.__cause__, "errno", None) in _OF_THE_SYSTEM:
+                raise
             return error_line(path, error), True
 
+    drawing = threading.BoundedSemaphore(os.cpu_count() or 1)  # pictures are large once they are decoded
     with ExitStack() as stack:
+        done = errors = 0
         if order.out is None:
             output: Results | Printed = Printed(sys.stdout.buffer)
-            progress = None
         else:
             output = stack.enter_context(Results(order.out, order.resume))
-            done, failed = output.skip(paths) if order.resume else (0, 0)
-            progress = Progress(done=done, failed=failed)
+            done, errors = output.skip(paths) if order.resume else (0, 0)
+        progress = None
+        if order.out is not None or (_is_terminal(sys.stderr) and not _is_terminal(sys.stdout)):
+            progress = Progress(done=done, failed=errors)
             _count(order, progress)
             stack.callback(progress.end)
-        errors = progress.failed if progress else 0
         for line, failed in in_order(paths, score, threads=order.concurrency, give_up=effort.give_up):
             output.write(line)
             errors += failed
@@ -108,14 +121,15 @@ def _check(answer: bytes) -> None:
         if answer.startswith(_BEGIN) and answer.endswith(b"}"):
             return
         with suppress(ValueError):
-            if isinstance(from_json(answer), dict):
+            parsed = from_json(answer)
+            if isinstance(parsed, dict) and {"labels", "model"} <= set(parsed):
                 return
     raise ServiceError("the answer is in no known form: is it a Saccade?")
 
 
-def _draw(path: str, answer: bytes, folder: Path) -> None:
+def _draw(path: str, picture: bytes, answer: bytes, folder: Path) -> None:
     try:
-        drawn = Answer.model_validate_json(answer).overlay(picture=path)
+        drawn = Answer.model_validate_json(answer).overlay(picture=picture)
     except ValidationError as error:
         raise ServiceError("the answer is in no known form: is it a Saccade?") from error
     file = picture_file(drawn, "JPEG" if max(drawn.size) < 2**16 - 35 else "PNG")
@@ -130,9 +144,22 @@ def _draw(path: str, answer: bytes, folder: Path) -> None:
 
 
 def overlay_path(path: str, folder: Path) -> Path:
-    """`a/b.png` -> `folder/a/b.png.jpg`: below the folder, whatever the path, and two pictures never in one place."""
-    parts = ["__" if part == ".." else part for part in Path(path).parts if part != Path(path).anchor]
+    """`a/b.png` -> `folder/a/b.png.jpg`: below the folder, whatever the path, and two pictures never in one place.
+
+    The root and `..` have names of their own, `__root` and `__up`; names that begin so get two lines more.
+    """
+    given = Path(path)
+    words = {given.anchor: "__root", "..": "__up"}
+    parts = [words.get(part) or (f"__{part}" if part.startswith("__") else part) for part in given.parts]
+    name = os.fsencode(parts[-1])
+    if len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        parts[-1] = f"{os.fsdecode(name[: _LONGEST_NAME - 17]).encode('ascii', 'replace').decode()}-{digest}"
     return folder.joinpath(*parts[:-1], f"{parts[-1]}.jpg")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _count(order: Order, progress: Progress) -> None:
@@ -140,7 +167,7 @@ def _count(order: Order, progress: Progress) -> None:
 
     def count() -> None:
         with suppress(SaccadeError):  # told in its place
-            progress.total = sum(1 for _ in find_pictures(order.pictures, order.separator))
+            progress.total = sum(1 for _ in find_pictures(order.pictures, order.separator, order.overlays))
 
     if STDIN not in order.pictures:
         threading.Thread(target=count, name="saccade-count", daemon=True).start()

@@ -201,9 +201,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < 1e6:
-        raise ValueError
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most 1000000, not {text!r}")
     return seconds
 
 

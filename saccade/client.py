@@ -3,6 +3,7 @@
 `saccade.async_client.AsyncClient` is the same for asyncio.
 """
 
+import contextlib
 import random
 import ssl
 import threading
@@ -25,7 +26,11 @@ from saccade.picture import Picture, picture_bytes
 _Wire = TypeVar("_Wire", bound=BaseModel)
 
 _FIRST_WAIT_S = 0.5
-_WORTH_ANOTHER_TRY = (429, 503)
+_MOST_DOUBLINGS = 20
+_MOST_SECONDS = 1e9
+_MOST_THREADS = 1024
+_WORTH_ANOTHER_TRY = (429, 502, 503)
+"""502: a proxy says that its own connection broke."""
 
 
 class Outcome(NamedTuple):
@@ -43,19 +48,23 @@ class Effort:
     def __init__(self) -> None:
         self.given_up = threading.Event()
         self._connections: set[Connection] = set()
+        self._changing = threading.Lock()  # a connection that has ended is another caller's, and not to be aborted
 
     def give_up(self) -> None:
         self.given_up.set()
-        for connection in list(self._connections):
-            connection.abort()
+        with self._changing:
+            for connection in self._connections:
+                connection.abort()
 
     def begin(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        if self.given_up.is_set():
-            connection.abort()
+        with self._changing:
+            self._connections.add(connection)
+            if self.given_up.is_set():
+                connection.abort()
 
     def end(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        with self._changing:
+            self._connections.discard(connection)
 
 
 class Client:
@@ -117,8 +126,7 @@ class Client:
         `pictures` are drawn as room is made, in other threads, so that a generator of a million costs no memory. Raises
         InvalidParameter; what is wrong with one picture is its outcome's `error`.
         """
-        if concurrency < 1:
-            raise InvalidParameter(f"concurrency must be at least 1, not {concurrency}")
+        check_concurrency(concurrency)
         classify, effort = self.classifying(options), Effort()
 
         def attempt(picture: Picture) -> Outcome:
@@ -134,7 +142,7 @@ class Client:
         ask = self.asking(ClassifyOptions.checked(options))
 
         def classify(picture: Picture, effort: Effort) -> Answer:
-            if hasattr(picture, "read") and not hasattr(picture, "mode"):  # an open file can be read only once
+            if hasattr(picture, "read"):  # an open file can be read only once
                 picture = picture_bytes(picture)
             answer = self._read(Answer, ask(picture_bytes(picture), effort))
             answer._picture = picture
@@ -163,8 +171,9 @@ class Client:
     def close(self) -> None:
         """Closes the connections; of those in use, each once it has its answer."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):  # another thread takes the last one
+            while self._idle:
+                self._idle.pop().close()
 
     def __enter__(self) -> "Client":
         return self
@@ -220,7 +229,11 @@ class Client:
                 self._reached = True
                 return response
         except TimeoutError as error:
+            if error.errno is not None:  # the system gave up, for whom the other side is gone
+                raise Unreachable(f"{self.url} does not answer: {error.strerror}") from error
             raise DeadlineExceeded(f"{self.url} does not answer within {self._timeout:g} s") from error
+        except UnicodeError as error:  # a host that is no name
+            raise ServiceError(f"{self.url!r} is not the address of a service: {error}") from error
         except OSError as error:
             raise Unreachable(f"{self.url} does not answer: {error.strerror or error}") from error
         except NoHttp as error:
@@ -247,7 +260,8 @@ class Client:
         try:
             refusal = Error.model_validate_json(response.body)
         except ValidationError:
-            return ServiceError(f"{self.url} answered {response.status} in no known form")
+            kind = _OF_A_PROXY.get(response.status, ServiceError)
+            return kind(f"{self.url} answered {response.status} in no known form")
         if refusal.code == Overloaded.code:
             return Overloaded(refusal.error, max(1, round(asked)))
         return _CLASSES.get(refusal.code, ServiceError)(refusal.error)
@@ -258,20 +272,26 @@ def wait_s(tries: int, asked: float, longest: float) -> float:
 
     Never less than asked: jitter spreads the callers that were refused together, and must not bring them early.
     """
-    pause = min(longest, _FIRST_WAIT_S * 2**tries)
+    pause = min(longest, _FIRST_WAIT_S * 2 ** min(tries, _MOST_DOUBLINGS))
     return asked + random.uniform(0, pause)  # noqa: S311 - nobody gains by guessing it
 
 
 def retry_after_s(header: bytes, now: datetime) -> float:
     """Seconds of a Retry-After, which is a number of seconds or a date (RFC 9110, 10.2.3); 0 where there is none."""
     text = header.decode("latin-1").strip()
-    if text.isdecimal():
-        return float(text)
+    if text.isascii() and text.isdecimal():
+        return min(float(text), _MOST_SECONDS)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Raises InvalidParameter."""
+    if not 1 <= concurrency <= _MOST_THREADS:
+        raise InvalidParameter(f"concurrency must be at least 1 and at most {_MOST_THREADS}, not {concurrency}")
 
 
 def _codes(root: type[SaccadeError]) -> dict[str, type[SaccadeError]]:
@@ -282,3 +302,13 @@ def _codes(root: type[SaccadeError]) -> dict[str, type[SaccadeError]]:
 
 
 _CLASSES = _codes(errors.SaccadeError)
+_OF_A_PROXY: dict[int, type[SaccadeError]] = {
+    401: errors.Unauthorized,
+    408: errors.RequestTimeout,
+    413: errors.BodyTooLarge,
+    429: errors.Overloaded,
+    502: errors.Unreachable,
+    503: errors.NotReady,
+    504: errors.DeadlineExceeded,
+}
+"""What a status means of which we do not know the body: something before the service said it."""

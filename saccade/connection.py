@@ -12,14 +12,16 @@ import time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from saccade.errors import ServiceError
 
 _PIECE = 2**18
 """Bytes of a body after which to look whether it has been refused meanwhile."""
 
-_FRESH_S = 0.5
+_FRESH_S, _OLD_S = 0.5, 30.0
+"""Of an idle connection: so long it is not looked at, and after so long it is not used again, since what stands between
+may have forgotten it without a word."""
 
 
 class Address(NamedTuple):
@@ -89,7 +91,8 @@ class Connection:
 
         Not looked at in the first half second: servers keep them longer, and to look is a call of the system.
         """
-        return self._socket is None or (time.monotonic() - self._answered > _FRESH_S and _readable(self._socket))
+        idle = time.monotonic() - self._answered
+        return self._socket is None or idle > _OLD_S or (idle > _FRESH_S and _readable(self._socket))
 
     @property
     def has_begun_to_answer(self) -> bool:
@@ -104,8 +107,8 @@ class Connection:
         deadline = time.monotonic() + timeout
         self._answer = answer = _Answer()
         try:
-            stream = self._socket or self._open(timeout)
-            whole = _send(stream, head, body, deadline)
+            stream = self._socket or self._open(deadline)
+            whole = _send(stream, head, body, deadline, answer)
             while not answer.complete:
                 stream.settimeout(_left(deadline))
                 data = stream.recv(2**16)
@@ -119,7 +122,7 @@ class Connection:
             raise
         if not (whole and answer.keeps_open):
             self.close()
-        self._answered = time.monotonic()
+        self._answered, self._answer = time.monotonic(), None
         return answer.response()
 
     def abort(self) -> None:
@@ -127,29 +130,40 @@ class Connection:
         self._aborted = True
         stream = self._socket
         if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # not TLS's own: from then on it would send in the clear
+                socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
     def close(self) -> None:
         stream, self._socket = self._socket, None
         if stream is not None:
             stream.close()
 
-    def _open(self, timeout: float) -> socket.socket:
-        if self._aborted:
-            raise ConnectionAbortedError("given up")
-        stream = socket.create_connection((self._address.host, self._address.port), timeout)
-        try:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body may be two segments
-            if self._tls is not None:
-                stream = self._tls.wrap_socket(stream, server_hostname=self._address.host)
-        except BaseException:
+    def _open(self, deadline: float) -> socket.socket:
+        """Raises ConnectionError where there is no connection in time."""
+        problem: OSError = ConnectionError("the name has no address")
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            self._address.host, self._address.port, type=socket.SOCK_STREAM
+        ):
+            self._socket = stream = socket.socket(family, kind, protocol)  # at once, so that it can be aborted
+            try:
+                if self._aborted:
+                    raise ConnectionAbortedError("given up")
+                stream.settimeout(_left(deadline))
+                stream.connect(place)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body may be two segments
+                if self._tls is not None:
+                    stream.settimeout(_left(deadline))
+                    self._socket = stream = self._tls.wrap_socket(stream, server_hostname=self._address.host)
+                if self._aborted:  # meanwhile
+                    raise ConnectionAbortedError("given up")
+                return stream
+            except TimeoutError:
+                problem = ConnectionError("no connection in time")
+            except OSError as error:
+                problem = error
+            self.close()
             stream.close()
-            raise
-        self._socket = stream
-        if self._aborted:  # meanwhile
-            raise ConnectionAbortedError("given up")
-        return stream
+        raise problem
 
 
 class _Answer:
@@ -157,10 +171,12 @@ class _Answer:
 
     def __init__(self) -> None:
         self._parser = HttpResponseParser(self)
+        self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
-        self._has_head = False
         self.begun = False
+        self.has_head = False
+        """That of the answer itself, and not of a 100 before it."""
         self.complete = False
         self.keeps_open = False
 
@@ -168,37 +184,48 @@ class _Answer:
         self.begun = True
         try:
             self._parser.feed_data(data)
-        except HttpParserError as error:
-            raise NoHttp(str(error)) from error
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self.complete:
+                raise NoHttp(str(error)) from error
+            self.keeps_open = False
 
     def end(self) -> None:
         """The server closed the connection: the end of an answer that does not say its length. Or ConnectionError."""
         framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
-        if framed or not self._has_head:
+        if framed or not self.has_head:
             raise ConnectionResetError("the connection was closed before the answer was whole")
 
     def response(self) -> Response:
-        return Response(self._parser.get_status_code(), self._headers, b"".join(self._pieces))
+        return Response(self._status, self._headers, b"".join(self._pieces))
+
+    def on_message_begin(self) -> None:
+        if self.complete:  # something that nobody asked for follows
+            self.keeps_open = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if not self.complete:
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        self._has_head = True
+        if not self.complete:
+            self._status = self._parser.get_status_code()
+            self.has_head = self._status >= 200
 
     def on_body(self, data: bytes) -> None:
-        self._pieces.append(data)
+        if not self.complete:
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() < 200:  # 100 Continue and the like: the answer is still to come
-            self._headers = {}
-            self._has_head = False
-        else:
+        if self.complete:
+            return
+        if self.has_head:
             self.complete = True
             self.keeps_open = self._parser.should_keep_alive()  # which it forgets behind the message
+        else:  # 100 Continue and the like: the answer is still to come
+            self._headers = {}
 
 
-def _send(stream: socket.socket, head: bytes, body: bytes, deadline: float) -> bool:
+def _send(stream: socket.socket, head: bytes, body: bytes, deadline: float, answer: _Answer) -> bool:
     """Whether all of it went out: a server may refuse a body while it is on its way, and says so before it closes."""
     stream.settimeout(_left(deadline))
     try:
@@ -209,13 +236,15 @@ def _send(stream: socket.socket, head: bytes, body: bytes, deadline: float) -> b
         with memoryview(body) as view:
             for start in range(0, len(body), _PIECE):
                 if not isinstance(stream, ssl.SSLSocket) and _readable(stream):  # with TLS it may be a ticket
-                    return False
+                    data = stream.recv(2**16)
+                    if data:
+                        answer.feed(data)
+                    if not data or answer.has_head:
+                        return False
                 stream.settimeout(_left(deadline))
                 stream.sendall(view[start : start + _PIECE])
-    except (BrokenPipeError, ConnectionResetError):
-        if not _readable(stream):
-            raise
-        return False
+    except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+        return False  # why is in the answer, if there is one
     return True
 
 

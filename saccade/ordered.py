@@ -23,9 +23,9 @@ def in_order(
     """
     line = _Line(items, work, threads)
     workers = [threading.Thread(target=line.serve, name="saccade-client", daemon=True) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
     try:
+        for worker in workers:
+            worker.start()
         yield from line
         for worker in workers:
             worker.join()

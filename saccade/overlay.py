@@ -1,6 +1,9 @@
 """A map drawn over the photograph that it belongs to, where the model saw it."""
 
+import functools
 import io
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +23,24 @@ _TURBO = np.array(
 )
 _STRENGTH = 0.65
 _UNSEEN = 0.35
+_ALPHA = [round(255 * _STRENGTH * (level / 255) ** 0.5) for level in range(256)]
 
 
 def overlay(picture: Image.Image, values: NDArray[np.float32], seen: Region) -> Image.Image:
     """Lays a map (rows, columns) over the `seen` part of an upright RGB picture; what was cropped away is darkened.
 
-    Only evidence for something is drawn: negative values count as 0, and the largest value is red.
+    Only evidence for something is drawn: negative values count as 0, and the largest value is red. In bytes throughout:
+    some twelve for each pixel of a photograph.
     """
-    heat = _heat(values)
     box = (round(seen.left), round(seen.top), round(seen.left + seen.width), round(seen.top + seen.height))
     size = (max(1, box[2] - box[0]), max(1, box[3] - box[1]))
-    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    under = np.asarray(picture.crop((box[0], box[1], box[0] + size[0], box[1] + size[1])), np.float32)
-    alpha = (_STRENGTH * smooth**0.5)[..., None]
-    blended = under * (1 - alpha) + colours(smooth) * alpha
-    result = Image.fromarray((np.asarray(picture, np.float32) * _UNSEEN).round().astype(np.uint8))
-    result.paste(Image.fromarray(blended.round().astype(np.uint8)), box[:2])
+    heat = Image.fromarray(_heat(values)).resize(size, Image.Resampling.BICUBIC)
+    coloured = heat.copy()
+    coloured.putpalette(_palette())
+    under = picture.crop((box[0], box[1], box[0] + size[0], box[1] + size[1]))
+    blended = Image.composite(coloured.convert("RGB"), under, heat.point(_ALPHA))
+    result = picture.point([round(level * _UNSEEN) for level in range(256)] * 3)
+    result.paste(blended, box[:2])
     if (seen.width, seen.height) != (picture.width, picture.height):
         frame = (box[0], box[1], box[0] + size[0] - 1, box[1] + size[1] - 1)
         ImageDraw.Draw(result).rectangle(frame, outline=(255, 255, 255))
@@ -49,10 +54,15 @@ def colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
     return rgb
 
 
-def _heat(values: NDArray[np.float32]) -> NDArray[np.float32]:
+@functools.cache
+def _palette() -> bytes:
+    return colours((np.arange(256) / 255).astype(np.float32)).round().astype(np.uint8).tobytes()
+
+
+def _heat(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     positive = np.maximum(np.asarray(values, np.float32), np.float32(0))
     largest = float(positive.max())
-    return (positive / (largest or 1.0)).astype(np.float32)
+    return (positive / (largest or 1.0) * 255).round().astype(np.uint8)
 
 
 def picture_file(picture: Image.Image, kind: str) -> bytes:
@@ -67,7 +77,7 @@ def picture_file(picture: Image.Image, kind: str) -> bytes:
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file that is there whole or not at all. Raises DataError."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")  # one's own, and never too long
     try:
         part.write_bytes(content)
         part.replace(path)

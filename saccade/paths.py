@@ -14,26 +14,30 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", 
 STDIN = "-"
 
 
-def find_pictures(arguments: Iterable[str], separator: bytes = b"\n") -> Iterator[str]:
+def find_pictures(arguments: Iterable[str], separator: bytes = b"\n", leave_out: Path | None = None) -> Iterator[str]:
     """Paths of pictures: of a folder all below it, by name; of `-` the list on stdin, one path before each `separator`.
 
-    Hidden files of folders are left out, and folders that are links. Raises DataError for what there is none of.
+    Hidden files of folders are left out, folders that are links, and the folder `leave_out`. A file that cannot be read
+    is a path like any other. Raises DataError for what there is none of.
     """
+    without = None if leave_out is None else os.path.realpath(leave_out)
     for argument in arguments:
         if argument == STDIN:
             yield from _listed(separator)
-        elif Path(argument).is_dir():
-            yield from _below(argument)
-        elif glob.has_magic(argument) and not Path(argument).exists():
-            found = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        elif os.path.isdir(argument):
+            yield from _below(argument, without)
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            found = sorted(glob.glob(argument, recursive=True))
             if not found:
                 raise DataError(f"nothing matches {argument}")
-            yield from (path for path in found if not Path(path).is_dir())
+            yield from (path for path in found if not os.path.isdir(path))
         else:
             yield argument
 
 
-def _below(folder: str) -> Iterator[str]:
+def _below(folder: str, without: str | None) -> Iterator[str]:
+    if without is not None and os.path.realpath(folder) == without:
+        return
     try:
         with os.scandir(folder) as entries:
             here = sorted(entries, key=lambda entry: entry.name)
@@ -43,12 +47,14 @@ def _below(folder: str) -> Iterator[str]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            yield from _below(entry.path, without)
+        elif entry.name.lower().endswith(SUFFIXES) and not os.path.isdir(entry.path):
             yield entry.path
 
 
 def _listed(separator: bytes) -> Iterator[str]:
+    if sys.stdin is None:
+        raise DataError("there is no standard input to read a list of pictures from")
     rest = b""
     while piece := os.read(sys.stdin.fileno(), 2**16):
         *names, rest = (rest + piece).split(separator)

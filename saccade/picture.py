@@ -11,17 +11,20 @@ from PIL import ExifTags, Image
 from saccade.decode import orientation
 from saccade.errors import DataError, InvalidImage
 
-Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
+Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[np.uint8]
 """A path, the bytes of a file, an open file, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
 
 
 def picture_bytes(picture: Picture) -> bytes:
     """The picture as a file: what has one is taken as it is, arrays and PIL images become PNG or TIFF, without loss.
 
-    Raises DataError for a path that cannot be read, InvalidImage for what no file can hold.
+    Raises DataError for a path or an open file that cannot be read, InvalidImage for what no file can hold and for what
+    is none of these.
     """
     if isinstance(picture, bytes):
         return picture
+    if isinstance(picture, bytearray | memoryview):
+        return bytes(picture)
     if isinstance(picture, np.ndarray):
         picture = _as_image(picture)
     if isinstance(picture, Image.Image):
@@ -34,7 +37,15 @@ def picture_bytes(picture: Picture) -> bytes:
             raise DataError(f"could not read {os.fspath(picture)}: {error.strerror}") from error
         except ValueError as error:  # a NUL in the name
             raise DataError(f"could not read {os.fspath(picture)!r}: {error}") from error
-    return picture.read()
+    if not hasattr(picture, "read"):
+        raise InvalidImage(f"a picture is a path, bytes, an open file, an array or a PIL image, not {type(picture)}")
+    try:
+        content = picture.read()
+    except OSError as error:
+        raise DataError(f"could not read {getattr(picture, 'name', 'the open file')}: {error.strerror}") from error
+    if not isinstance(content, bytes):
+        raise InvalidImage("an open file must be opened for bytes, as by open(path, 'rb')")
+    return content
 
 
 def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -1,5 +1,6 @@
 """How far a long command is: rate, time left and errors. On a terminal one line that changes, else one now and then."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -16,8 +17,8 @@ class Progress:
         self.done = done
         self.failed = failed
         self._before = done
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._stream = stream or sys.stderr  # None where somebody closed it
+        self._live = self._stream is not None and self._stream.isatty()
         self._every = _TERMINAL_S if self._live else _LOG_S
         self._began = self._shown = time.monotonic()
 
@@ -47,8 +48,9 @@ class Progress:
 
     def _write(self, line: str, end: str) -> None:
         # to the line's begin and clear to its end (ECMA-48): it may have been longer
-        self._stream.write(f"\r{line}\x1b[K{end}" if self._live else f"saccade: {line}{end}")
-        self._stream.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody looks any more: the work goes on
+            self._stream.write(f"\r{line}\x1b[K{end}" if self._live else f"saccade: {line}{end}")
+            self._stream.flush()
 
 
 def _clock(seconds: float) -> str:

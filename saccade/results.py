@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +38,10 @@ class Results:
     """Open for one process at a time. A context manager."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        """Raises DataError: for a file that is there already, unless it is to be resumed, and for one in use."""
+        """Raises DataError: for a file with something in it, unless it is to be resumed, and for one in use."""
         self._path = path
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if resume else os.O_EXCL)
-            self._file = os.open(path, flags, 0o666)
-        except FileExistsError:
-            raise DataError(f"{path} is there already: --resume goes on with it") from None
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise DataError(f"could not write {path}: {error.strerror}") from error
         self._lines: list[bytes] = []
@@ -54,10 +52,28 @@ class Results:
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write_now_and_then, name="saccade-results", daemon=True)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._take(resume)
+        except BaseException:
             os.close(self._file)
-            raise DataError(f"{path} is being written by another process") from error
+            raise
+
+    def _take(self, resume: bool) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{self._path} is being written by another process") from None
+        except OSError:  # some network file systems have no locks
+            pass
+        state = os.fstat(self._file)
+        self._regular = stat.S_ISREG(state.st_mode)
+        if state.st_size and not resume:
+            raise DataError(f"{self._path} is there already: --resume goes on with it")
+        with contextlib.suppress(OSError):  # that the file is there is on the disk only once its folder is
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def __enter__(self) -> "Results":
         return self
@@ -70,7 +86,7 @@ class Results:
             self._writer.join()
         try:
             self._flush()
-            os.fsync(self._file)
+            self._sync()
         except OSError as failure:
             self._broken = self._broken or failure
         os.close(self._file)
@@ -83,10 +99,12 @@ class Results:
         Raises DataError where the file is not about these pictures in this order.
         """
         done, failed, end = 0, 0, 0
+        if not self._regular:  # a pipe, a device
+            return done, failed
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or b"\0" in line:  # zeros: a disk that lost power had not got so far
                     break
                 written = self._read(line, done + 1)
                 path = next(paths, None)
@@ -119,10 +137,14 @@ class Results:
                 self._flush()
                 count += 1
                 if count % _SYNC_EVERY == 0:
-                    os.fdatasync(self._file)
+                    self._sync()
             except OSError as error:
                 self._broken = error
                 return
+
+    def _sync(self) -> None:
+        if self._regular:
+            os.fdatasync(self._file)
 
     def _flush(self) -> None:
         with self._writing:  # in their order
@@ -154,5 +176,11 @@ class Printed:
         self._stream = stream
 
     def write(self, line: bytes) -> None:
-        self._stream.write(line)
-        self._stream.flush()
+        """Raises BrokenPipeError where nobody reads on, DataError for whatever else is wrong."""
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise DataError(f"could not write to standard output: {error.strerror}") from error

@@ -27,6 +27,7 @@ class Local:
         settings = load_settings()
         check_providers(settings.providers)
         plan = make_plan(settings, find_cpus(), settings.providers[0], memory_limit())
+        self._room = threading.BoundedSemaphore(plan.queue_images)  # there is no caller to be told to come again
         self._workers = Workers(plan.decode_threads)
         try:
             self._classifier = Classifier(open_bundle(folder), settings, plan, self._workers, Metrics())
@@ -53,7 +54,8 @@ class Local:
             return answers[0]
 
         def ask(picture: bytes, _: Effort) -> bytes:
-            return asyncio.run_coroutine_threadsafe(classify(picture), self._loop).result()
+            with self._room:
+                return asyncio.run_coroutine_threadsafe(classify(picture), self._loop).result()
 
         return ask
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from PIL import Image
 
 from saccade import Client
 from tests.conftest import ROOT, Server
@@ -32,20 +33,25 @@ def test_every_curl_line_gets_an_answer(shipped: Server) -> None:
 
 
 def test_the_batch_script_scores_a_folder(shipped: Server, tmp_path: Path) -> None:
-    """A line a picture, its error where there is one, and overlays of the unsure ones alone."""
+    """A line a picture, its error where there is one, and overlays of the unsure ones alone, each its own."""
     folder, table, unsure = tmp_path / "pictures", tmp_path / "labels.csv", tmp_path / "unsure"
     folder.mkdir()
     shutil.copy(EXAMPLES / "chelsea.jpg", folder)
     (folder / "broken.png").write_bytes(b"no picture")
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        with Image.open(EXAMPLES / "chelsea.jpg") as cat:
+            cat.rotate(135).save(folder / name / "turned.png")
     command = [sys.executable, EXAMPLES / "batch.py", folder, "--out", table, "--unsure", unsure, "--url", shipped.url]
     ran = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (1, "1 failed\n")
-    broken, chelsea = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    broken, chelsea, *turned = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     assert "not a picture" in broken["error"]
     with Client(shipped.url) as client:
         best = client.classify(folder / "chelsea.jpg").labels[0]
     assert (chelsea["label"], float(chelsea["score"])) == (best.label, pytest.approx(best.score, abs=1e-3))
-    assert list(unsure.iterdir()) == []
+    assert all(float(one["score"]) < 0.6 for one in turned)
+    assert {path.name for path in unsure.iterdir()} == {"left-turned.png.jpg", "right-turned.png.jpg"}
 
 
 def test_the_notebook_shows_what_it_showed(shipped: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 ANSWER = {
@@ -47,16 +47,22 @@ def refusal(status: int, code: str, *headers: str) -> bytes:
 
 
 class Stub:
-    """Answers the requests of all connections from one script, in turn; its last entry for ever."""
+    """Answers the requests of all connections from one script, in turn, its last entry for ever; or by a function."""
 
-    def __init__(self, *script: bytes | None, closes: bool = False, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *script: bytes | Callable[["Request"], bytes | None] | None,
+        closes: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`closes`: the connection, after each answer, without saying so before."""
         self._script = list(script)
         self._closes = closes
         self._tls = tls
         self._lock = threading.Lock()
         self.requests: list[Request] = []
-        self.connections = 0
+        self.connections = self.open = 0
+        self.changed = threading.Condition()
         self.hanging = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"{'https' if tls else 'http'}://localhost:{self._listener.getsockname()[1]}"
@@ -75,7 +81,9 @@ class Stub:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
+            with self.changed:
+                self.connections += 1
+                self.open += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -87,6 +95,7 @@ class Stub:
                     with self._lock:
                         self.requests.append(request)
                         answer = self._script[0] if len(self._script) == 1 else self._script.pop(0)
+                        answer = answer(request) if callable(answer) else answer
                     if answer == CLOSE and answer is not None:
                         return
                     if answer is None:
@@ -97,7 +106,16 @@ class Stub:
                     if self._closes:
                         return
         except OSError:
-            return
+            pass
+        finally:
+            with self.changed:
+                self.open -= 1
+                self.changed.notify_all()
+
+    def all_left(self) -> bool:
+        """Whether each connection is closed; waits for it."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.open == 0, 20)
 
 
 def _read(file: Iterable[bytes]) -> Request | None:

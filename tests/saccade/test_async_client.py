@@ -176,19 +176,51 @@ def test_a_task_that_is_cancelled_closes_its_connection() -> None:
 
 
 def test_who_stops_early_leaves_nothing_running() -> None:
-    """Not even where the service hangs."""
+    """Not even where the service hangs: every connection is closed, every task has ended, and so has closing."""
 
     async def main(stub: Stub) -> None:
         async with AsyncClient(stub.url, concurrency=3) as client:
-            outcomes = client.classify_many([b"picture"] * 1000)
+            outcomes = client.classify_many([b"%d" % number for number in range(1000)])
             assert (await anext(outcomes)).answer is not None
             await outcomes.aclose()  # type: ignore[attr-defined]
-            assert len(asyncio.all_tasks()) <= 1 + 4 * 3 + 2  # this one; what is cancelled ends in its turn
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert await asyncio.to_thread(stub.all_left)
 
-    with Stub(good(), HANG) as stub:
+    with Stub(lambda request: good() if request.body == b"0" else HANG) as stub:
         asyncio.run(main(stub))
-        assert len(stub.requests) <= 1 + 3 + 1
+        assert len(stub.requests) <= 1 + 4 * 3 + 1
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("saccade-client_")]
+
+
+def test_a_stream_that_is_cancelled_ends_the_outcomes(run: Run) -> None:
+    """What the source raises arrives, that too."""
+
+    async def pictures() -> AsyncIterator[Picture]:
+        yield numbered(1)[0]
+        raise asyncio.CancelledError
+
+    async def work(client: AsyncClient) -> None:
+        outcomes = client.classify_many(pictures())
+        assert (await anext(outcomes)).answer is not None
+        with pytest.raises(asyncio.CancelledError):
+            await anext(outcomes)
+
+    run(work)
+
+
+def test_a_call_that_is_not_answered_can_be_cancelled(full: str) -> None:
+    """While it connects: closing does not wait for the connection's time."""
+
+    async def main() -> None:
+        async with AsyncClient(full) as client:
+            task = asyncio.create_task(client.classify(b"picture"))
+            while not [thread for thread in threading.enumerate() if thread.name.startswith("saccade-client_")]:
+                await asyncio.to_thread(lambda: None)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_a_wrong_address_is_told_at_once() -> None:

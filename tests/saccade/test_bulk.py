@@ -129,7 +129,14 @@ def test_an_overlay_is_what_the_answer_draws(server: Server, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("path", "place"),
-    [("a.png", "d/a.png.jpg"), ("/x/a", "d/x/a.jpg"), ("../a.jpg", "d/__/a.jpg.jpg"), ("./b/../a", "d/b/__/a.jpg")],
+    [
+        ("a.png", "d/a.png.jpg"),
+        ("./a.png", "d/a.png.jpg"),
+        ("/x/a", "d/__root/x/a.jpg"),
+        ("../a.jpg", "d/__up/a.jpg.jpg"),
+        ("./b/../a", "d/b/__up/a.jpg"),
+        ("__up/__a", "d/____up/____a.jpg"),
+    ],
 )
 def test_no_overlay_leaves_its_folder(path: str, place: str) -> None:
     """Whatever the path: `..` leads nowhere."""
@@ -139,36 +146,40 @@ def test_no_overlay_leaves_its_folder(path: str, place: str) -> None:
 # --- going on
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_command_that_is_killed_at_any_moment_goes_on_where_it_was(
     server: Server, pictures: Path, tmp_path: Path, seed: int
 ) -> None:
     """Killed again and again, some of the times within a line's writing: in the end each picture has its one line."""
     out = tmp_path / "results.jsonl"
-    paths = [str(path) for _ in range(30) for path in sorted(pictures.rglob("*.png"))]
+    paths = [str(path) for _ in range(100) for path in sorted(pictures.rglob("*.png"))]
     (tmp_path / "list").write_text("\n".join(paths))
     chance = random.Random(seed)
-    killed = 0
+    kills, within = 0, 0
     while True:
         with (tmp_path / "list").open("rb") as stdin:
             arguments = ["-", "--url", server.url, "--out", str(out), "--resume", "--top-k", "1", "--maps", "none"]
             running = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdin=stdin, stderr=subprocess.PIPE)
-        before = size(out)
-        target = before + chance.choice([0, 0, chance.randrange(60_000)])
+        target = size(out) + (0 if kills == 0 else chance.randrange(1, 120_000))
         while running.poll() is None and size(out) < target:
             pass
-        if killed == 8 or running.poll() is not None:
+        if kills == 7 or running.poll() is not None:
             running.communicate()
             break
         running.send_signal(signal.SIGKILL)
         running.communicate()
-        killed += 1
+        kills += 1
+        within += 0 < size(out) < WHOLE
         if out.exists() and chance.random() < 0.5:  # what a power cut leaves
             os.truncate(out, max(0, size(out) - chance.randrange(3_000)))
     assert running.returncode == 1
-    assert killed
+    assert within >= 2
     assert [one["path"] for one in lines(out)] == paths
-    assert sum("error" in one for one in lines(out)) == 60
+    assert sum("error" in one for one in lines(out)) == 200
+
+
+WHOLE = 2400 * 150
+"""Bytes, fewer than all of its lines have."""
 
 
 def size(path: Path) -> int:
@@ -250,3 +261,108 @@ def test_the_key_comes_from_the_environment(small: Path, pictures: Path, tmp_pat
         assert "wants a key" in classify(pictures / "below", "--url", server.url, code=2, SACCADE_API_KEY="")
         classify(pictures / "below", "--url", server.url, SACCADE_API_KEY="open-sesame")
         assert server.stop() == 0
+
+
+# --- what stands around it
+
+
+def run_in_a_shell(line: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """The command, as `"$@"` in a line of the shell."""
+    words = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(["sh", "-c", line, "sh", *words], cwd=ROOT, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("how", ["closed", "full", "a pipe that nobody reads"])
+def test_a_standard_error_that_is_gone_changes_nothing(
+    server: Server, pictures: Path, tmp_path: Path, how: str
+) -> None:
+    """All lines, and the exit code that tells of the errors."""
+    out = tmp_path / "results.jsonl"
+    words = [*COMMAND, str(pictures), "--url", server.url, "--out", str(out)]
+    if how == "closed":
+        words = ["sh", "-c", '"$@" 2>&-', "sh", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") if how == "full" else open(writer, "wb", closefd=False) as stderr:
+        assert subprocess.run(words, cwd=ROOT, check=False, stderr=stderr).returncode == 1
+    os.close(writer)
+    assert len(lines(out)) == 24
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('"$@" >/dev/full', "could not write to standard output: No space left"),
+        ('"$@" >&-', "no standard output"),
+        ('"$@" <&-', "no standard input"),
+    ],
+)
+def test_a_stream_that_is_missing_is_said(server: Server, pictures: Path, line: str, words: str) -> None:
+    ran = run_in_a_shell(line, pictures / "below", "-", "--url", server.url)
+    assert ran.returncode == 2
+    assert words in ran.stderr.decode()
+    assert b"Traceback" not in ran.stderr
+
+
+def test_who_has_seen_enough_may_stop_reading(server: Server, pictures: Path) -> None:
+    """`| head`, as of any command."""
+    ran = run_in_a_shell('"$@" | head -n 1', *[pictures] * 30, "--url", server.url)
+    assert (ran.stderr, ran.stdout.count(b"\n")) == (b"", 1)
+
+
+def test_a_machine_without_files_left_stops_it(server: Server, pictures: Path, tmp_path: Path) -> None:
+    """Too many open files is not the fault of a picture: no line says so, and --resume has it."""
+    out = tmp_path / "results.jsonl"
+    ran = run_in_a_shell('ulimit -n 24; "$@"', *[pictures] * 20, "--url", server.url, "--out", out, "--concurrency", 64)
+    assert ran.returncode == 2, ran.stderr
+    assert not [one for one in lines(out) if one.get("code") == "data"]
+
+
+def test_a_machine_that_answers_no_call_stops_it(full: str, pictures: Path, tmp_path: Path) -> None:
+    """A network that is cut at night costs no picture its line."""
+    out = tmp_path / "results.jsonl"
+    assert "no connection in time" in classify(pictures, "--url", full, "--timeout", 0.5, "--out", out, code=2)
+    assert out.read_bytes() == b""
+
+
+def test_links_that_lead_nowhere_are_lines(server: Server, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "below/nowhere.png").symlink_to("absent")
+    (pictures / "below/circle.png").symlink_to("circle.png")
+    out = tmp_path / "results.jsonl"
+    classify(pictures / "below", "--url", server.url, "--out", out, code=1)
+    assert [Path(one["path"]).name for one in lines(out) if "error" in one] == ["circle.png", "nowhere.png"]
+
+
+def test_a_picture_that_is_there_many_times_is_drawn_many_times(server: Server, pictures: Path, tmp_path: Path) -> None:
+    """Overlapping arguments: one overlay, whole, and a line for each time."""
+    out, one = tmp_path / "results.jsonl", pictures / "01.png"
+    classify(*[one] * 60, "--url", server.url, "--out", out, "--overlay", tmp_path / "maps")
+    assert len(lines(out)) == 60
+    (made,) = [path for path in (tmp_path / "maps").rglob("*") if path.is_file()]
+    with Image.open(made) as drawn:
+        drawn.load()
+
+
+def test_overlays_below_the_pictures_are_no_pictures(server: Server, pictures: Path, tmp_path: Path) -> None:
+    """`classify photos --overlay photos/maps`, again and again."""
+    out = tmp_path / "results.jsonl"
+    for _ in range(2):
+        classify(pictures, "--url", server.url, "--out", out, "--overlay", pictures / "maps", "--resume", code=1)
+    assert len(lines(out)) == 24
+
+
+def test_a_long_name_has_an_overlay_too(server: Server, pictures: Path, tmp_path: Path) -> None:
+    """As long as file systems take: shortened, and told apart."""
+    names = ["語" * 83 + ".png", "語" * 82 + "文.png"]
+    for name in names:
+        (pictures / name).write_bytes((pictures / "01.png").read_bytes())
+    classify(*[pictures / name for name in names], "--url", server.url, "--overlay", tmp_path / "maps")
+    assert len(list((tmp_path / "maps").rglob("*.jpg"))) == 2
+
+
+def test_a_local_run_waits_for_its_own_queue(models: Path, pictures: Path, tmp_path: Path) -> None:
+    """There is nobody to be told to come again."""
+    out = tmp_path / "results.jsonl"
+    asked = ("--local", "--models", models, "--model", "tiny-cct", "--concurrency", 40)
+    classify(*[pictures] * 5, *asked, "--out", out, code=1, SACCADE_QUEUE_IMAGES="3")
+    assert len(lines(out)) == 120

@@ -1,9 +1,11 @@
 """The client against a real server: every way to hand over a picture, every option, every refusal by its class."""
 
+import contextlib
 import gc
 import io
 import itertools
 import json
+import socket
 import ssl
 import threading
 import weakref
@@ -22,7 +24,8 @@ from PIL import Image
 
 import saccade
 from saccade.api import Answer
-from saccade.client import Client, Outcome, retry_after_s, wait_s
+from saccade.client import Client, Effort, Outcome, retry_after_s, wait_s
+from saccade.connection import Address, Connection
 from saccade.decode import decode
 from saccade.errors import (
     BodyTooLarge,
@@ -35,6 +38,7 @@ from saccade.errors import (
     NotReady,
     Overloaded,
     RequestError,
+    RequestTimeout,
     SaccadeError,
     ServiceError,
     Unauthorized,
@@ -317,8 +321,12 @@ def test_an_answer_draws_its_map_over_the_picture_in_every_form(
     data = path.read_bytes()
     upright = decode(data, (255, 255, 255))
     assert upright.size == (20, 30)
-    for picture in (path, data, io.BytesIO(data), Image.open(path)):
-        answer = client.classify(picture, model="tiny-vit")
+    with path.open("rb") as file:
+        answers = [
+            client.classify(picture, model="tiny-vit")
+            for picture in (path, data, bytearray(data), io.BytesIO(data), file, Image.open(path))
+        ]
+    for answer in answers:
         seen = Region(**answer.geometry.region.model_dump())
         expected = overlay(upright, answer.maps[0].values.astype(np.float32), seen)
         assert np.array_equal(np.asarray(answer.overlay()), np.asarray(expected))
@@ -425,9 +433,9 @@ def test_what_would_be_refused_again_is_asked_once(status: int, code: str) -> No
 
 def test_pauses_double_up_to_a_limit_and_spread_the_callers() -> None:
     """Never below what was asked for; callers that were refused together come apart, whatever they were told."""
-    for tries, asked in itertools.product(range(12), (0.0, 3.0, 59.9)):
+    for tries, asked in itertools.product((*range(12), 10**6), (0.0, 3.0, 59.9)):
         waits = [wait_s(tries, asked, 60.0) for _ in range(200)]
-        assert all(asked <= wait <= asked + min(60.0, 0.5 * 2**tries) for wait in waits)
+        assert all(asked <= wait <= asked + min(60.0, 0.5 * 2 ** min(tries, 9)) for wait in waits)
         assert len(set(waits)) > 100
 
 
@@ -441,6 +449,9 @@ def test_pauses_double_up_to_a_limit_and_spread_the_callers() -> None:
         (b"", 0),
         (b"-3", 0),
         (b"soon", 0),
+        (b"9" * 400, 1e9),
+        (b"Wed, 25 Nov 99999999999999999999 12:00:30 GMT", 0),
+        (b"Wed, 25 Nov 2026 12:00:30 +99999999999999", 0),
     ],
 )
 def test_retry_after_is_read_as_the_specification_has_it(header: bytes, seconds: float) -> None:
@@ -562,8 +573,10 @@ def test_https_is_spoken_and_the_certificate_is_looked_at() -> None:
             for _ in range(3):
                 assert client.classify(large).labels[0].label == "cat"
         assert [request.body == large for request in stub.requests] == [True] * 3
+        before = stub.connections
         with Client(stub.url) as wary, pytest.raises(Unreachable, match="certificate"):
             wary.classify(b"picture")
+        assert stub.connections == before + 1
 
 
 # --- many
@@ -626,18 +639,19 @@ def test_who_stops_early_leaves_nothing_running(client: Client) -> None:
     def pictures() -> Iterator[Picture]:
         for number in range(1000):
             drawn.append(number)
-            yield b"picture"
+            yield b"%d" % number
 
-    before = threading.active_count()
-    with Stub(good(), HANG) as stub, Client(stub.url) as hanging:
+    with Stub(lambda request: good() if request.body == b"0" else HANG) as stub, Client(stub.url) as hanging:
         outcomes = hanging.classify_many(pictures(), concurrency=3)
         assert next(outcomes).answer is not None
         workers = [thread for thread in threading.enumerate() if thread.name == "saccade-client"]
+        assert len(workers) == 3
         outcomes.close()  # type: ignore[attr-defined]
         for worker in workers:
             worker.join()
+        hanging.close()
+        assert stub.all_left()
     assert len(drawn) <= 13
-    assert threading.active_count() <= before + 5  # the stub's own
 
 
 def test_an_error_of_the_list_itself_is_raised_in_its_place(client: Client) -> None:
@@ -673,6 +687,136 @@ def test_a_list_that_waits_holds_nobody_up(client: Client) -> None:
 
 
 def test_options_of_many_are_looked_at_before_the_first(client: Client) -> None:
-    for wrong in ({"top_k": 0}, {"concurrency": 0}):
+    for wrong in ({"top_k": 0}, {"concurrency": 0}, {"concurrency": 2000}):
         with pytest.raises(InvalidParameter):
             client.classify_many([], **wrong)
+
+
+# --- what goes wrong on the way
+
+
+def test_a_machine_that_answers_no_call_is_unreachable(full: str) -> None:
+    """Which is not the fault of the picture that is to be sent."""
+    with Client(full, timeout=0.2) as client, pytest.raises(Unreachable, match="no connection in time"):
+        client.classify(b"picture")
+
+
+@pytest.mark.parametrize("host", ["127.0.0..1", "a" * 64])
+def test_a_host_that_is_no_name_is_a_service_error(host: str) -> None:
+    with Client(f"http://{host}:8000") as client, pytest.raises(ServiceError, match=r"not the address|does not answer"):
+        client.classify(b"picture")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(413, BodyTooLarge), (408, RequestTimeout), (504, DeadlineExceeded), (401, Unauthorized)]
+)
+def test_what_a_proxy_says_is_understood_by_its_status(status: int, kind: type[SaccadeError]) -> None:
+    """nginx refuses a large picture in HTML, before the service hears of it."""
+    with Stub(response(status, b"<html>")) as stub, Client(stub.url) as client, pytest.raises(kind, match=str(status)):
+        client.classify(b"picture")
+
+
+def test_a_proxy_whose_service_restarts_is_asked_again() -> None:
+    """502, in HTML."""
+    with Stub(response(502, b"<html>"), good()) as stub, Client(stub.url) as client:
+        assert client.classify(b"picture").labels[0].label == "cat"
+
+
+def test_what_follows_an_answer_is_no_part_of_it() -> None:
+    """A server that ends an idle connection with a 408: the answer before it stands, and the connection is not used."""
+    with Stub(good() + refusal(408, "request_timeout"), good()) as stub, Client(stub.url) as client:
+        for _ in range(2):
+            assert client.classify(b"picture").labels[0].label == "cat"
+        assert stub.connections == 2
+
+
+def test_an_answer_that_changes_the_protocol_is_a_service_error() -> None:
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+    with Stub(switching) as stub, Client(stub.url) as client, pytest.raises(ServiceError, match="no known form"):
+        client.classify(b"picture")
+
+
+@contextlib.contextmanager
+def speaking(said: bytes, then: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server that says something once it has the head of a request, and something after its body, if it waits."""
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as plain:
+            connection = tls.wrap_socket(plain, server_side=True) if tls else plain
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(1)
+            connection.sendall(said)
+            if then:
+                left = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                while left:
+                    left -= len(connection.recv(left))
+                connection.sendall(then)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield f"{'https' if tls else 'http'}://localhost:{listener.getsockname()[1]}"
+        thread.join()
+
+
+def test_an_interim_answer_does_not_stop_a_large_body() -> None:
+    """103 and 100 may come at any time (RFC 9110, 15.2)."""
+    with speaking(b"HTTP/1.1 103 Early Hints\r\n\r\n", good()) as url, Client(url, retries=0) as client:
+        assert client.classify(bytes(3_000_000)).labels[0].label == "cat"
+
+
+def test_a_large_body_that_is_refused_on_its_way_through_tls_is_told_why() -> None:
+    authority = trustme.CA()
+    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(trusting)
+    refused = refusal(413, "body_too_large", "connection: close")
+    # a reset may destroy what was said: TCP has no other way
+    told = pytest.raises((BodyTooLarge, Unreachable))
+    with speaking(refused, b"", server) as url, Client(url, tls=trusting, retries=0) as client, told:
+        client.classify(bytes(30_000_000))
+
+
+def test_a_connection_that_has_ended_is_not_aborted() -> None:
+    """It may be another caller's by then."""
+
+    class Watched(Connection):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    ended, running = (Watched(Address.parse("http://127.0.0.1"), None) for _ in range(2))
+    effort = Effort()
+    for connection in (ended, running):
+        effort.begin(connection)
+    effort.end(ended)
+    effort.give_up()
+    assert (ended.aborted, running.aborted) == (False, True)
+
+
+class _Broken(io.BytesIO):
+    def read(self, *_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "words"),
+    [
+        (None, InvalidImage, "NoneType"),
+        (7, InvalidImage, "int"),
+        (io.StringIO("x"), InvalidImage, "opened for bytes"),
+        (_Broken(), DataError, "Input/output error"),
+        ("a\0b", DataError, "null byte"),
+    ],
+)
+def test_what_is_no_picture_is_its_outcomes_error(
+    client: Client, picture: Any, kind: type[SaccadeError], words: str
+) -> None:
+    """And not the end of all the others."""
+    first, second = client.classify_many([picture, numbered(1)[0]])
+    assert type(first.error) is kind
+    assert words in str(first.error)
+    assert second.answer is not None

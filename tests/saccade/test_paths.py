@@ -98,3 +98,16 @@ def listed(text: bytes, separator: bytes) -> list[str]:
 def test_a_list_comes_on_stdin(text: bytes, separator: bytes, expected: list[str]) -> None:
     """As `ls`, `find` and `find -print0` write it; a name that is no UTF-8 is still that file."""
     assert listed(text, separator) == expected
+
+
+def test_what_cannot_be_looked_at_is_a_path_like_any_other(folder: Path) -> None:
+    """It will be an error in its place: a link that leads nowhere, or in a circle, a name that is too long."""
+    (folder / "set/circle.jpg").symlink_to("circle.jpg")
+    (folder / "set/nowhere.png").symlink_to("absent.png")
+    assert list(find_pictures(["set"])) == sorted([*ALL, "set/circle.jpg", "set/nowhere.png"])
+    assert list(find_pictures(["x" * 300, "set/circle.jpg"])) == ["x" * 300, "set/circle.jpg"]
+
+
+def test_a_folder_may_be_left_out(folder: Path) -> None:
+    """That of the results, wherever it lies and however it is written."""
+    assert list(find_pictures(["set"], leave_out=Path("set/../set/a"))) == ALL[3:]

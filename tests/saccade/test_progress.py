@@ -44,3 +44,18 @@ def test_a_file_gets_whole_lines_and_a_terminal_one_that_changes() -> None:
         progress.end()
         assert stream.getvalue().startswith(expected)
         assert stream.getvalue().endswith("\n")
+
+
+def test_a_stream_that_nobody_reads_does_not_stop_the_work() -> None:
+    """A terminal that was closed, a pipe to a program that has ended."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    for stream in (Gone(), Terminal()):
+        progress = Progress(stream)
+        if isinstance(stream, Terminal):
+            stream.close()
+        progress.step(False)
+        progress.end()

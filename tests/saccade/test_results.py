@@ -62,6 +62,29 @@ def test_what_a_lost_disk_leaves_is_cut_off(path: Path) -> None:
     assert path.read_bytes() == LINES[0]
 
 
+def test_what_a_lost_disk_leaves_in_the_middle_is_done_again(path: Path) -> None:
+    """Zeros, and whole lines behind them: what cannot be trusted is cut off."""
+    path.write_bytes(LINES[0] + b"\0" * 100 + LINES[1][:5] + b"\n" + LINES[2])
+    with Results(path, resume=True) as results:
+        assert results.skip(iter(PATHS)) == (1, 0)
+    assert path.read_bytes() == LINES[0]
+
+
+def test_an_empty_file_is_no_result(path: Path) -> None:
+    """A first run that failed at once leaves one; the second need not be told to resume."""
+    path.touch()
+    write(path, LINES)
+    assert path.read_bytes() == b"".join(LINES)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_pipe_takes_results_too(tmp_path: Path, resume: bool) -> None:
+    """And /dev/null: there is nothing to go on with, and nothing to bring to a disk."""
+    with Results(Path("/dev/null"), resume) as results:
+        assert results.skip(iter(PATHS)) == (0, 0)
+        results.write(LINES[0])
+
+
 @pytest.mark.parametrize(
     ("paths", "words"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -17,9 +18,11 @@ from tests.conftest import ROOT, Server
 from tests.robustness.corpus import Item, bombs, corpus
 
 CALLERS = 8
-GROWTH_MB = 100
-"""Between two passes of the same work; what malloc keeps of a giant picture is there after the first. Seen were 8 to
-20. A picture takes up to 800 MB: one that was never let go would be seen."""
+GROWTH_MB = 130
+"""From the level of a service that has answered some hundred small files. Every ten seconds what is free goes back to
+the system; what stays, up to 90 as seen, is what the C library keeps in the arenas of its threads, and does not grow
+with a second pass. A giant picture takes up to 800 MB: one that was never let go would be seen."""
+SETTLED_S = 30
 
 CODES = {error.code: status for error, status in STATUS.items() if 400 <= status < 500}
 
@@ -69,6 +72,16 @@ def resident_mb(server: Server) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 10**6
 
 
+def settled_mb(server: Server, level: int) -> int:
+    """The least that it takes within `SETTLED_S`, in which it is asked for its health alone; at once if it is little."""
+    least, end = resident_mb(server), time.monotonic() + SETTLED_S
+    with httpx.Client(base_url=server.url) as client:
+        while least > level and time.monotonic() < end:
+            assert client.get("/v2/health/ready").status_code == 200
+            least = min(least, resident_mb(server))
+    return least
+
+
 def is_a_cat(server: Server) -> bool:
     picture = (ROOT / "examples/chelsea.jpg").read_bytes()
     answer = httpx.post(f"{server.url}/v1/classify", content=picture, headers={"content-type": "image/jpeg"}).json()
@@ -94,14 +107,15 @@ def test_whole_odd_and_some_damaged_files_are_answered(shipped: Server) -> None:
 def test_every_broken_file_is_answered_and_memory_returns(shipped: Server) -> None:
     """Cut at each 97th byte, bits turned over, bombs, megabytes of ballast: no 5xx, no cut connection, no leak."""
     before = resident_mb(shipped)
-    asyncio.run(send(shipped.url, chain(corpus(share=60), bombs())))
-    warm = resident_mb(shipped)
-    told = asyncio.run(send(shipped.url, corpus()))
-    after = resident_mb(shipped)
+    asyncio.run(send(shipped.url, corpus(share=60)))
+    level = resident_mb(shipped)
+    told = asyncio.run(send(shipped.url, chain(bombs(), corpus())))
+    busy = resident_mb(shipped)
+    after = settled_mb(shipped, level)
     status = Path(f"/proc/{shipped.process.pid}/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) // 1000
-    memory = {"at the start": before, "warm": warm, "at the end": after, "most": peak}
+    memory = {"at the start": before, "level": level, "most": peak, "at the end": busy, "some seconds later": after}
     report("corpus", {"inputs": told.outcomes.total(), "outcomes": told.outcomes, "resident MB": memory})
     assert told.wrong == []
     assert is_a_cat(shipped)
-    assert after - warm <= GROWTH_MB
+    assert after - level <= GROWTH_MB

@@ -73,7 +73,7 @@ def resident_mb(server: Server) -> int:
 
 
 def settled_mb(server: Server, level: int) -> int:
-    """The least that it takes within `SETTLED_S`, in which it is asked for its health alone; at once if it is little."""
+    """The least that it takes within `SETTLED_S`, in which it is asked for its health alone; at once if little."""
     least, end = resident_mb(server), time.monotonic() + SETTLED_S
     with httpx.Client(base_url=server.url) as client:
         while least > level and time.monotonic() < end:

@@ -206,8 +206,8 @@ def test_the_figures_of_the_readme_come_from_the_cards() -> None:
 
 
 def test_the_output_of_the_container_check_is_that_of_all_its_steps() -> None:
-    """docs/container.md shows the check as it is now, every promise of it held; what was seen is from the run, and a step
-    that is newer says so.
+    """docs/container.md shows the check as it is now, every promise of it held; what was seen is from the run, and what
+    is newer says so.
     """
     shown = (ROOT / "docs/container.md").read_text(encoding="utf-8")
     steps = (*STEPS, *GPU_STEPS)

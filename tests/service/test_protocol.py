@@ -385,6 +385,44 @@ def test_an_answer_that_nobody_reads_is_let_go(hostile: Hostile) -> None:
     assert read < 8 * whole
 
 
+BREAKS = """
+import asyncio, sys
+from service import process
+from service.app import create_app_for
+
+class Breaks:
+    async def __call__(self, scope, receive, send):
+        transport = receive.__self__.transport._protocol.transport
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not transport.get_write_buffer_size():
+            await send({"type": "http.response.body", "body": bytes(2**14), "more_body": True})
+            for _ in range(3):  # turns of the event loop, in which it writes
+                await asyncio.sleep(0)
+        raise RuntimeError("half an answer is out")
+
+def create(service):
+    app = create_app_for(service)
+    app.add_route("/breaks", Breaks())
+    return app
+
+process.create_app_for = create
+sys.exit(process.main())
+"""
+
+
+def test_an_answer_that_breaks_off_and_that_nobody_reads_is_let_go(small: Path) -> None:
+    """Some kilobytes that wait on a connection that is closed do not keep it for ever."""
+    with Hostile(BREAKS, models=small, port=0, drain_grace_s=0, transfer_timeout_s=0.5) as server:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(b"GET /breaks HTTP/1.1\r\nHost: here\r\n\r\n")
+            end = select.poll()
+            end.register(connection, select.POLLRDHUP)
+            assert end.poll(20_000)
+        assert server.stop() == 0
+
+
 # --- bodies that nobody reads
 
 

@@ -1,6 +1,6 @@
 """Bytes that somebody sent -> an upright RGB picture. The only decoder; limits hold before pixels are decoded.
 
-Of a file Pillow sees what its pixels depend on (`saccade.container`); it opens the six formats and nothing else.
+Of a file Pillow sees what its pixels depend on (`saccade.lean`); it opens the six formats and nothing else.
 
 Embedded colour profiles are not applied: training pictures are read the same way.
 """
@@ -25,8 +25,8 @@ from PIL import (
 )
 from PIL.TiffTags import TAGS_V2_GROUPS
 
-from saccade.container import JPEG, PNG, chunks, lean
 from saccade.errors import ImageTooLarge, InvalidImage
+from saccade.lean import JPEG, PNG, chunks, lean
 
 # JPEG, PNG, WEBP, GIF, BMP, TIFF; imported by name: for a format that it does not know yet Pillow loads all its plugins
 _PLUGINS = (

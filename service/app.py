@@ -22,6 +22,7 @@ from saccade.errors import Draining, NotReady, SaccadeError, SettingsError
 from service.cgroup import memory_limit
 from service.edge import Edge, refuse
 from service.keys import Keys
+from service.memory import warning_of_requests
 from service.metrics import Metrics
 from service.plan import Cpus, find_cpus, make_plan
 from service.registry import Registry
@@ -69,6 +70,16 @@ class Service:
     async def load(self) -> None:
         """Opens and checks all models; ready afterwards. Raises BundleError, SettingsError."""
         self._registry = await asyncio.to_thread(Registry, self.settings, self.plan, self.workers, self.metrics)
+        plan, models = self.plan, len([*self._registry])
+        warning = warning_of_requests(
+            plan.memory_limit,
+            plan.decode_threads or plan.instances * models,
+            self.settings.max_pixels,
+            plan.queue_images * models,
+            self.settings.max_body_bytes,
+        )
+        if warning is not None:
+            log.warning(warning)
 
     def ready(self) -> Registry:
         """For the readiness route. Raises NotReady, Draining."""

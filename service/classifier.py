@@ -22,7 +22,7 @@ from saccade.geometry import Region, region
 from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.batcher import Batcher, Ran, Runner
-from service.encode import to_json
+from service.encode import LARGE, to_json
 from service.memory import own_memory, refusal_of_sessions
 from service.metrics import Metrics
 from service.plan import stand_back
@@ -150,7 +150,10 @@ class Classifier:
             if len(answer) > self._settings.max_response_bytes:
                 raise too_large(self.manifest, options, self._settings.max_response_bytes, str(len(answer)))
             self._metrics.image(received - started, *seconds)
-            await deliver(answer)  # in its place: unread answers are as many as the images admitted, at the most
+            if len(answer) > LARGE:
+                await deliver(answer)  # in its place: unread ones are as many as the images admitted, at the most
+                return
+        await deliver(answer)  # whoever does not read what a connection keeps anyway takes nobody's place
 
     def close(self) -> None:
         self.batcher.close()

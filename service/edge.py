@@ -22,6 +22,8 @@ OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json")
 """Asked without a key: by orchestrators, and by the browser of whoever wants to know how to send one."""
 OPEN_PREFIX = "/docs/assets/"
 
+_CLOSE = (b"connection", b"close")
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -61,8 +63,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                if self._draining():
-                    message["headers"].append((b"connection", b"close"))
+                if self._draining() and _CLOSE not in message["headers"]:
+                    message["headers"].append(_CLOSE)
             await send(message)
 
         scope.setdefault("state", {}).update(
@@ -84,7 +86,7 @@ class Edge:
         except SaccadeError as error:
             await refuse(self._metrics, error, request_id)(scope, receive, send_with_id)
         except ClientDisconnect:
-            status = scope["state"].get("answered", 499)  # by the connection, else nobody is left to read an answer
+            status = 499  # nobody is left to read an answer
         except Exception:
             log.exception("request %s failed", request_id)
             if status:
@@ -93,6 +95,7 @@ class Edge:
             await refuse(self._metrics, failed, request_id)(scope, receive, send_with_id)
         finally:
             del scope["state"]["send"]  # or the request would be a circle of references, and each of them garbage
+            status = scope["state"].get("answered", status)  # by the connection, before anything else could be
             self._metrics.request(getattr(scope.get("route"), "path", "other"), status)
             log.debug("%s %s %s %d", request_id, scope["method"], scope["path"], status)
 

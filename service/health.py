@@ -34,7 +34,7 @@ def address(environment: Mapping[str, str]) -> tuple[str, str]:
         address = ipaddress.ip_address(host)
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
-    return host, port
+    return host, port.strip()  # as pydantic reads a number
 
 
 def refusal_of(host: str, port: int) -> str | None:

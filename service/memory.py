@@ -13,6 +13,10 @@ _IMPORTS = 52 * 2**20
 _BESIDE = 20 * 2**20
 """Beside process and models: code that cannot leave memory while it runs, small pictures and answers of some callers,
 and a container's health check. Measured on the shipped model and sixteen callers: killed at 80 MiB, not at 84."""
+_A_PIXEL = 16
+"""Bytes at most, of a picture while it is decoded: a WebP's; docs/robustness.md has the other formats."""
+_GROWTH = 1.25
+"""A body takes a quarter more while it grows."""
 
 
 def refusal_to_start(root: Path = Path("/")) -> str | None:
@@ -36,6 +40,24 @@ def refusal_of_sessions(limit: int | None, model: str, sessions: int, each: int)
     return (
         f"the memory limit is {in_mib(limit)}, and with {model} the service takes {in_mib(needed)} at least: "
         f"{in_mib(used + _BESIDE)} so far and {in_mib(each)} for each of {count}: raise the limit{fewer}"
+    )
+
+
+def warning_of_requests(
+    limit: int | None, decoders: int, max_pixels: int, bodies: int, max_body_bytes: int
+) -> str | None:
+    """Why `decoders` threads with pictures of `max_pixels`, and so many `bodies` that wait, may not fit, as a sentence;
+    None where they do. No refusal: most callers send small pictures.
+    """
+    pictures, waiting = decoders * _A_PIXEL * max_pixels, int(bodies * max_body_bytes * _GROWTH)
+    used = own_memory()
+    if limit is None or used + pictures + waiting <= limit:
+        return None
+    return (
+        f"the memory limit is {in_mib(limit)}, and requests that the settings allow can take "
+        f"{in_mib(used + pictures + waiting)}: {in_mib(used)} so far, {in_mib(pictures)} for the largest picture in "
+        f"each of {decoders} threads that decode, {in_mib(waiting)} for {bodies} of the largest bodies; past the limit "
+        "the kernel kills: raise it, or lower SACCADE_MAX_PIXELS, SACCADE_MAX_BODY_BYTES and SACCADE_QUEUE_IMAGES"
     )
 
 

@@ -7,8 +7,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-_LARGE = 2**16
-"""More than a connection keeps unsent before it calls for a pause (uvloop, asyncio)."""
+from service.encode import LARGE
 
 
 class Json(Response):
@@ -29,7 +28,7 @@ class Json(Response):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        large = len(self.body) > _LARGE
+        large = len(self.body) > LARGE
         await send({"type": "http.response.body", "body": self.body, "more_body": large})
         if large:
             await send({"type": "http.response.body"})  # waits for its turn

@@ -36,6 +36,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, settings: Settings, metrics: Metrics, max_connections: int, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
+        self.headers = []
         self._settings = settings
         self._metrics = metrics
         self._max_connections = max_connections
@@ -73,6 +74,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.server_state.total_requests += 1  # after more of them memory is given back, and a refusal took some too
         for cycle in (self.cycle, self._running, *(waiting for waiting, _ in self.pipeline)):
             if cycle is not None:
                 cycle.transport = self.transport  # no circle of references is left: the collector comes seldom
@@ -83,9 +85,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         step = self._settings.max_head_bytes
-        if len(data) <= step or self._in_body:
+        if len(data) <= step:
             self._read(data)
-        else:  # some of it may be a head, and become a hundred times as many bytes of headers
+        else:  # some of it may be a head or trailers, and become a hundred times as many bytes of headers
             for start in range(0, len(data), step):
                 self._read(data[start : start + step])
 
@@ -100,7 +102,14 @@ class Protocol(HttpToolsProtocol):
                 seconds = self._settings.head_timeout_s
                 self._refuse(RequestTimeout(f"the head of the request was not there within {seconds:g} s"))
             else:  # nobody asked for anything
-                self._close()
+                self.close()
+
+    def close(self) -> None:
+        """Once all is sent; and if that takes too long, before."""
+        self.flush()
+        self._over = True
+        self._due = self.loop.time() + self._settings.transfer_timeout_s
+        self.transport.close()
 
     def linger(self) -> None:
         """Closes as soon as the caller does, or had time to read: what was sent and not read would reset the connection
@@ -124,15 +133,16 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = -1
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum([len(name) + len(value) + _FIELD for name, value in self.headers])
-        if size > self._settings.max_head_bytes:
-            raise self._too_large(size)
-        self._upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._size > self._settings.max_head_bytes:
+            raise self._too_large(self._size)
+        self._upgrades = self.parser.should_upgrade()
         if self._upgrades:
+            if self.parser.get_method() == b"CONNECT":
+                raise MalformedRequest("CONNECT asks for a proxy, and this is none")
             return
         super().on_headers_complete()
         self.cycle.transport = self._outlet
-        self.headers = []  # trailers come here: the application has its headers, and no use for those
+        self.headers = []  # trailers come here: the application has its headers, and nobody has a use for those
         self._in_head = False
         self._in_body = True
         self._chunk_bytes, self._body_began = 0, self._body_bytes
@@ -209,6 +219,11 @@ class Protocol(HttpToolsProtocol):
     # the rest
 
     @property
+    def _size(self) -> int:
+        """Of the head, as far as it is there."""
+        return len(self.url) + sum([len(name) + len(value) + _FIELD for name, value in self.headers])
+
+    @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -223,7 +238,9 @@ class Protocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._wait_for_the_head(len(data))
-        elif self._in_body:
+            return
+        self.headers.clear()  # trailers
+        if self._in_body:
             if cycle is not self.cycle:
                 self._wait_for_the_body()
                 return
@@ -252,19 +269,21 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes = 0  # that read may have held the end of another request
             if self.cycle is not None and not self._answering:
                 self._due = self.loop.time() + self._settings.head_timeout_s
-            return
-        self._head_bytes += size
-        if self._head_bytes > self._settings.max_head_bytes:
-            self._refuse(self._too_large(self._head_bytes))
+        else:
+            self._head_bytes += size
+        seen = max(self._head_bytes, self._size)
+        if seen > self._settings.max_head_bytes:
+            self._refuse(self._too_large(seen))
 
     def _wait_for_the_body(self) -> None:
         """Before the application says anything: unless the rest of the body comes before its answer, or is small, the
-        connection will have to be closed.
+        connection will have to be closed; as it is where a 100 is expected, since who never got one may leave the body
+        out (RFC 9110, 10.1.1).
         """
         lengths = [int(value) for name, value in self.scope["headers"] if name == b"content-length"]
         self._keep_alive = self.cycle.keep_alive
         self.cycle.transport = self._lingering
-        if not lengths or lengths[0] > _SMALL_REST:
+        if not lengths or lengths[0] > _SMALL_REST or self.expect_100_continue:
             self.cycle.keep_alive = False
 
     def _too_large(self, size: int) -> HeadTooLarge:
@@ -274,7 +293,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: SaccadeError) -> None:
         """Ends the connection with a refusal; requests before this one are answered still."""
         cycle = self.cycle
-        self.headers = []  # which may be many
+        self.headers.clear()  # which may be many; those of a request that runs are another list
         if self._answering and (self.pipeline or not cycle.more_body):
             self._over = True
             cycle.keep_alive = False
@@ -291,21 +310,15 @@ class Protocol(HttpToolsProtocol):
 
     def _say(self, error: SaccadeError) -> None:
         request_id = new_request_id()
-        response = refuse(self._metrics, error, request_id)
+        response = refuse(self._metrics, error, request_id, {"connection": "close"})
         if self._answering:
             self.cycle.scope["state"]["answered"] = response.status_code  # the edge counts it
         else:
             self._metrics.request("other", response.status_code)
-        own = [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
-        headers = [*self.server_state.default_headers, *response.raw_headers, *own]
+        own = (b"x-request-id", request_id.encode())
+        headers = [*self.server_state.default_headers, *response.raw_headers, own]
         head = b"".join([b"%s: %s\r\n" % header for header in headers])
         self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[response.status_code], head, bytes(response.body)))
-
-    def _close(self) -> None:
-        """Once all is sent; and if that takes too long, before."""
-        self._over = True
-        self._due = self.loop.time() + self._settings.transfer_timeout_s
-        self.transport.close()
 
     def _cut(self) -> None:
         """With what was not read: the system would offer it for minutes more, from megabytes of its own."""
@@ -329,8 +342,7 @@ class _Outlet:
         return self._protocol.transport.is_closing()
 
     def close(self) -> None:
-        self._protocol.flush()
-        self._protocol.transport.close()
+        self._protocol.close()
 
 
 class _Lingering(_Outlet):

@@ -29,6 +29,21 @@ def test_docker_waits_for_a_drain_to_end(service: str) -> None:
     assert waits > default["drain_grace_s"] + default["drain_timeout_s"] + FAREWELL_S + LINGER_S
 
 
+def test_what_callers_can_make_it_take_fits_the_limit() -> None:
+    """Whoever takes the file as it is is not killed by some tiny files: by the sum of docs/container.md."""
+    one = SERVICES["cpu"]
+    models, set_to, limits = (
+        len([*(ROOT / "models").iterdir()]),
+        one["environment"],
+        one["deploy"]["resources"]["limits"],
+    )
+    assert (limits["cpus"], limits["memory"]) == ("${CPUS:-2}", "${MEMORY:-2g}")
+    pictures = models * 2 * 16 * set_to["SACCADE_MAX_PIXELS"]
+    bodies = models * set_to["SACCADE_QUEUE_IMAGES"] * set_to["SACCADE_MAX_BODY_BYTES"] * 5 // 4
+    assert 130 * 2**20 + pictures + bodies < 2 * 2**30
+    assert set_to["SACCADE_MAX_PIXELS"] >= 4032 * 3024  # what a telephone calls 12 megapixels
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_each_profile_is_hardened_limited_and_open_to_this_machine_alone(service: str) -> None:
     """Whoever takes the file as it is takes nothing on that they have not read."""

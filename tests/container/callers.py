@@ -1,9 +1,22 @@
 """Callers who keep their connections and ask one thing after another: what became of each request that they sent."""
 
+import io
+import math
 import threading
 from collections import Counter
 
 import httpx
+from PIL import Image
+
+
+def dearest(max_pixels: int, max_body_bytes: int) -> tuple[bytes, bytes]:
+    """The picture that takes most to decode, a WebP of some bytes; and the largest that is all body, a BMP."""
+    webp, bmp = io.BytesIO(), io.BytesIO()
+    side = math.isqrt(max_pixels)
+    Image.new("RGBA", (side, side), (1, 2, 3, 255)).save(webp, "WEBP", lossless=True, method=0)
+    side = math.isqrt((max_body_bytes - 100) // 3) // 4 * 4  # rows are padded to four bytes
+    Image.new("RGB", (side, side)).save(bmp, "BMP")
+    return webp.getvalue(), bmp.getvalue()
 
 
 class Callers:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from saccade.container import JPEG, PNG
+from saccade.lean import JPEG, PNG
 
 Part = tuple[bytes, bytes]
 """(kind, payload)."""

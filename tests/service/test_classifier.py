@@ -1,6 +1,8 @@
 """One picture through the whole service, against the net itself in eager PyTorch."""
 
+import asyncio
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from saccade.api import Answer
+from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import Bundle, open_bundle
-from tests.conftest import Server
+from service.classifier import Classifier
+from service.metrics import Metrics
+from service.plan import find_cpus, make_plan
+from service.settings import Settings
+from service.workers import Workers
+from tests.conftest import ROOT, Server
 from tests.service.reference import (
     NAMES,
     PNG,
@@ -502,3 +509,31 @@ def test_a_gif_is_answered_by_its_first_frame(service: TestClient) -> None:
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     first = ask(service, encoded(frames[0], "GIF"))
     assert ask(service, buffer.getvalue())["labels"] == first["labels"]
+
+
+def test_only_a_large_answer_keeps_its_place_until_it_is_taken() -> None:
+    """Whoever asks for labels and does not read them keeps nobody out; megabytes that wait are bounded."""
+    settings = Settings(queue_images=1, instances=1, decode_threads=0)
+    plan = make_plan(settings, find_cpus(), "CPUExecutionProvider")
+    workers = Workers(plan.decode_threads)
+    classifier = Classifier(open_bundle(ROOT / "models/cifar10-cct/1"), settings, plan, workers, Metrics())
+
+    async def receive() -> bytes:
+        return PNG
+
+    def places(query: dict[str, str]) -> tuple[bool, int]:
+        """Of an answer whether it is over 64 KiB, and how many places are taken while it is."""
+        seen = []
+
+        async def deliver(answer: bytes) -> None:
+            seen.append((len(answer) > 2**16, classifier.batcher.admitted))
+
+        options = ClassifyOptions.from_query([*query.items()])
+        loop.run(classifier.classify(receive, deliver, options, "id", time.monotonic()))
+        return seen[0]
+
+    with asyncio.Runner() as loop:
+        assert places({}) == (False, 0)
+        assert places({"attention": "all", "heads": "all"}) == (True, 1)
+    classifier.close()
+    workers.close()

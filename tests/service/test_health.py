@@ -99,6 +99,15 @@ def test_without_settings_it_asks_where_a_service_without_settings_listens(envir
     assert address(environment) == (default["host"], str(default["port"]))
 
 
+@pytest.mark.parametrize("port", [" 9000", "9000 ", "\t9000\n"])
+def test_a_port_with_space_around_it_is_read_as_the_service_reads_it(
+    monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    """As a file of variables may have it: a service that serves is not said to be ill."""
+    monkeypatch.setenv("SACCADE_PORT", port)
+    assert address(os.environ)[1] == str(Settings().port)
+
+
 def test_the_check_is_cheap() -> None:
     """It runs every few seconds beside the service, within its CPUs and memory: it loads the standard library."""
     listing = "import sys, service.health; print(*{name.split('.')[0] for name in sys.modules})"

@@ -1,20 +1,24 @@
 """A limit of memory that is too small: said in a sentence, in real cgroups, before the kernel kills."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors import numpy as safetensors
 
 from saccade.bundle import update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server
+from tests.container.callers import dearest
 from tests.service.cgroups import enter, real_cgroup, tree, v2
 from tests.service.reference import PNG, copy_bundle
 from tests.service.test_main import environment_with
@@ -84,6 +88,47 @@ def test_a_limit_that_is_enough_is_shown_in_the_plan(limited: str, small: Path) 
         assert httpx.get(f"{server.url}/v1/models/tiny-resnet").json()["plan"]["memory_limit"] == 160 * MIB
         assert httpx.post(f"{server.url}/v1/classify", content=PNG).status_code == 200
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("limited", [160], indirect=True)
+@pytest.mark.parametrize(("largest", "pictures", "bodies"), [({}, 763, 6400), ({"max_pixels": 500_000}, 8, 6400),
+                         ({"max_pixels": 500_000, "max_body_bytes": 2**20, "queue_images": 16}, 0, 0)])  # fmt: skip
+def test_a_limit_that_requests_could_pass_is_said_once(
+    limited: str, small: Path, largest: dict[str, int], pictures: int, bodies: int
+) -> None:
+    """One warning with the limit, what it is made of, and what to lower; none where all fits."""
+    code = f"import os, sys; {limited}; os.execv(sys.executable, [sys.executable, '-m', 'service'])"
+    with Server(code, models=small, port=0, drain_grace_s=0, instances=1, decode_threads=0, **largest) as server:
+        lines = [json.loads(line) for line in server.log.splitlines()]
+        said = [line["message"] for line in lines if "requests that the settings allow" in line["message"]]
+        assert len(said) == bool(bodies)
+        for sentence in said:
+            assert sentence.startswith("the memory limit is 160 MiB, ")
+            assert f"{pictures} MiB for the largest picture in each of 1 threads" in sentence
+            assert f"{bodies} MiB for 256 of the largest bodies" in sentence
+            for name in ("MAX_PIXELS", "MAX_BODY_BYTES", "QUEUE_IMAGES"):
+                assert f"SACCADE_{name}" in sentence
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("limited", [2048], indirect=True)
+def test_what_the_compose_file_sets_holds_within_the_limit_that_it_sets(limited: str) -> None:
+    """The dearest pictures in each thread that decodes, and the largest bodies, a queue full of them: all answered."""
+    variables = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["x-service"]["environment"]
+    names = ("MAX_PIXELS", "MAX_BODY_BYTES", "QUEUE_IMAGES")
+    values = {name.lower(): variables[f"SACCADE_{name}"] for name in names}
+    code = f"import os, sys; {limited}; os.execv(sys.executable, [sys.executable, '-m', 'service'])"
+    with Server(
+        code, default_model="cifar10-cct", instances=2, decode_threads=0, port=0, drain_grace_s=0, **values
+    ) as it:
+        assert "requests that the settings allow" not in it.log
+        largest = dearest(values["max_pixels"], values["max_body_bytes"])
+        for body, count in zip(largest, (2, values["queue_images"]), strict=True):
+            urls = [f"{it.url}/v1/classify?model={model}" for model in ("cifar10-cct", "cifar10-resnet20")] * count
+            with ThreadPoolExecutor(len(urls)) as callers:
+                asked = [callers.submit(httpx.post, url, content=body, timeout=60) for url in urls]
+            assert {answer.result().status_code for answer in asked} == {200}
+        assert it.stop() == 0
 
 
 def test_without_a_limit_nothing_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import select
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -57,6 +58,10 @@ class Hostile(Server):
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self._status("VmRSS")
 
+    def anonymous(self) -> int:
+        """The bytes now that are in no file."""
+        return self._status("RssAnon")
+
     def _status(self, name: str) -> int:
         found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert found
@@ -74,7 +79,9 @@ def answers(connection: socket.socket) -> list[tuple[int, dict[str, str], bytes]
     found = []
     with connection.makefile("rb") as stream:
         while line := stream.readline():
-            headers = {name.lower(): value for name, value in http.client.parse_headers(stream).items()}
+            headers: dict[str, str] = {}
+            for name, value in http.client.parse_headers(stream).items():
+                headers[name.lower()] = ", ".join([*filter(None, [headers.get(name.lower())]), value])
             found.append((int(line.split()[1]), headers, stream.read(int(headers["content-length"]))))
     return found
 
@@ -83,7 +90,7 @@ def refusal(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
     """Status and code of a refusal in the one shape, which says that the connection ends."""
     status, headers, body = answer
     assert headers["content-type"] == "application/json"
-    assert headers["connection"] == "close"
+    assert headers["connection"] == "close"  # once: what comes twice would be joined by `answers`
     document = json.loads(body)
     assert list(document) == ["error", "code", "request_id"]
     assert document["request_id"] == headers["x-request-id"]
@@ -114,6 +121,8 @@ def hostile(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         b"GET http://here HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
         b"CONNECT here:1 HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"CONNECT /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"CONNECT http://a/b HTTP/1.1\r\nHost: here\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         bytes.fromhex("1603010200010001fc0303") + bytes(500),  # TLS
         b"\0" * 1000,
@@ -196,6 +205,35 @@ def test_connections_leave_nothing_behind(hostile: Hostile) -> None:
     assert hostile.peak() - before < 8 * MIB
 
 
+def test_callers_who_are_refused_at_once_leave_no_headers_behind(hostile: Hostile) -> None:
+    """A hundred connections with a head over the limit, as a first request and right behind another one's body, all
+    open: refused, and what they sent is not kept until they go.
+    """
+    fields = b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 50_000
+    first = b"POST /nothing HTTP/1.1\r\nHost: here\r\nContent-Length: 2000\r\n\r\n" + b"x" * 1999
+    for before in (b"", first):
+        hostile.said(before + b"x" + fields)
+        level = hostile.forget()
+        with contextlib.ExitStack() as held:
+            callers = [held.enter_context(hostile.connect()) for _ in range(100)]
+            for one in callers:
+                one.sendall(before)
+                if before:
+                    assert one.recv(2**12).startswith(b"HTTP/1.1 404 ")
+            for one in callers:
+                with contextlib.suppress(ConnectionError):
+                    one.sendall(b"x" * bool(before) + fields)
+            seen = [refusal(answers(one)[-1]) for one in callers]
+            assert seen == [(431, "head_too_large")] * 100
+            assert hostile.peak() - level < 24 * MIB
+
+
+def test_a_head_that_stays_below_its_limit_in_bytes_counts_its_headers(hostile: Hostile) -> None:
+    """30,000 bytes may be 7,500 headers: refused where they stand, the end need not come."""
+    (answer,) = hostile.said(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 7_500)
+    assert refusal(answer) == (431, "head_too_large")
+
+
 def test_a_head_just_within_its_limit_is_read(hostile: Hostile) -> None:
     """The limit is what the settings say: target, names, values, and 32 for each header (as in RFC 9113, 6.5.2)."""
     spent = len("/v2/health/live") + len("connectionclose") + 32 + len("x") + 32
@@ -222,6 +260,18 @@ def test_what_is_sent_around_the_chunks_of_a_body_is_bounded(hostile: Hostile, p
     (answer,) = hostile.said(CHUNKED, *parts)
     assert refusal(answer) == (400, "malformed_request")
     assert hostile.peak() - before < 16 * MIB
+
+
+def test_trailers_of_a_large_body_are_not_kept(small: Path) -> None:
+    """They may have as many bytes as the body has, which would be thirty times as many as objects."""
+    size = 3 * MIB
+    with Hostile(models=small, port=0, drain_grace_s=0) as server:
+        server.said(LAST)
+        before = server.forget()
+        sent = [CHUNKED, b"%x\r\n%s\r\n0\r\n" % (size, b"x" * size), b"aa:\r\n" * 600_000, b"\r\n" + LAST]
+        assert [status for status, _, _ in server.said(*sent)] == [400, 200]
+        assert server.peak() - before < 32 * MIB
+        assert server.stop() == 0
 
 
 def test_trailers_change_nothing(hostile: Hostile) -> None:
@@ -304,6 +354,18 @@ def test_a_slow_body_is_its_callers_fault_and_gives_its_place_back(hostile: Host
     assert hostile.metric("saccade_admitted_images", model="tiny-resnet@1") == 0
 
 
+def test_a_slow_body_is_told_once_that_the_connection_ends_while_the_service_drains(small: Path) -> None:
+    """Two reasons to close are one header."""
+    with Hostile(models=small, port=0, drain_grace_s=600, transfer_timeout_s=0.5) as server:
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.url}/v2/health/ready").status_code == 200:
+            pass
+        (answer,) = server.said(post("Content-Length: 1000"))
+        assert refusal(answer) == (408, "request_timeout")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.stop() == 0
+
+
 def test_an_answer_that_nobody_reads_is_let_go(hostile: Hostile) -> None:
     """Megabytes wait for half a second for their caller, who finds the connection cut in the middle."""
     bundle = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -321,6 +383,44 @@ def test_an_answer_that_nobody_reads_is_let_go(hostile: Hostile) -> None:
             while data := connection.recv(MIB):
                 read += len(data)
     assert read < 8 * whole
+
+
+BREAKS = """
+import asyncio, sys
+from service import process
+from service.app import create_app_for
+
+class Breaks:
+    async def __call__(self, scope, receive, send):
+        transport = receive.__self__.transport._protocol.transport
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not transport.get_write_buffer_size():
+            await send({"type": "http.response.body", "body": bytes(2**14), "more_body": True})
+            for _ in range(3):  # turns of the event loop, in which it writes
+                await asyncio.sleep(0)
+        raise RuntimeError("half an answer is out")
+
+def create(service):
+    app = create_app_for(service)
+    app.add_route("/breaks", Breaks())
+    return app
+
+process.create_app_for = create
+sys.exit(process.main())
+"""
+
+
+def test_an_answer_that_breaks_off_and_that_nobody_reads_is_let_go(small: Path) -> None:
+    """Some kilobytes that wait on a connection that is closed do not keep it for ever."""
+    with Hostile(BREAKS, models=small, port=0, drain_grace_s=0, transfer_timeout_s=0.5) as server:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(b"GET /breaks HTTP/1.1\r\nHost: here\r\n\r\n")
+            end = select.poll()
+            end.register(connection, select.POLLRDHUP)
+            assert end.poll(20_000)
+        assert server.stop() == 0
 
 
 # --- bodies that nobody reads
@@ -377,6 +477,21 @@ def test_a_refusal_that_was_expected_to_be_continued_asks_for_no_body(hostile: H
     assert (status, headers["connection"]) == (413, "close")
 
 
+def test_a_body_that_was_not_asked_for_does_not_swallow_the_next_request(hostile: Hostile) -> None:
+    """Who expected a 100 and got a refusal may leave the body out: what comes then is no part of it."""
+    head = post(f"Content-Length: {len(PNG)}", "Expect: 100-continue", query="?top_k=none")
+    with hostile.connect() as connection:
+        connection.sendall(head)
+        ((status, headers, _),) = answers(connection)
+    assert (status, headers["connection"]) == (400, "close")
+    asked = post(f"Content-Length: {len(PNG)}", "Expect: 100-continue")
+    with hostile.connect() as connection:
+        connection.sendall(asked)
+        assert connection.recv(2**12) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(PNG + LAST)
+        assert [one[0] for one in answers(connection)] == [200, 200]
+
+
 # --- how many
 
 
@@ -423,10 +538,12 @@ def test_what_a_connection_is_refused_for_is_counted(hostile: Hostile) -> None:
         before = [hostile.metric(name, **labels) for name, labels in names]
         hostile.said(sent)
         assert [hostile.metric(name, **labels) for name, labels in names] == [count + 1 for count in before]
-    labels = {"route": "/v1/classify", "status": "400"}
-    count = hostile.metric("saccade_requests_total", **labels)
-    hostile.said(CHUNKED + b"five\r\n")
-    assert hostile.metric("saccade_requests_total", **labels) == count + 1
+    live = LIVE[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+    for head, route in ((CHUNKED, "/v1/classify"), (live, "/v2/health/live")):
+        labels = {"route": route, "status": "400"}
+        count = hostile.metric("saccade_requests_total", **labels)
+        hostile.said(head + b"five\r\n")
+        assert hostile.metric("saccade_requests_total", **labels) == count + 1
 
 
 def test_uploads_beside_all_this_are_answered(hostile: Hostile) -> None:

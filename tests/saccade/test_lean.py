@@ -9,9 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from saccade.container import MOST_SCANS, MOST_VALUES, lean
 from saccade.decode import decode
 from saccade.errors import InvalidImage
+from saccade.lean import MOST_SCANS, MOST_VALUES, lean
 from tests.saccade.test_decode import WHITE, as_in_service, chunk, exif, noise, saved
 
 PICTURE = noise(40, 30)
@@ -67,6 +67,31 @@ def test_a_gif_with_a_hundred_thousand_notes_is_the_gif_without(part: bytes, bef
     at = screen if before == b"!" else screen + 8
     assert lean(plain[:at] + part * 100_000 + plain[at:]) == plain
     assert same(plain[:at] + part * 3 + plain[at:], plain)
+
+
+def test_of_several_marks_of_adobe_the_last_says_what_the_channels_are() -> None:
+    """RGB or YCbCr: as libjpeg takes it. One cut short is no mark."""
+    plain = saved(PICTURE, "JPEG", keep_rgb=True)
+    rgb, ycc = (segment(0xEE, b"Adobe\0\x64\0\0\0\0" + transform) for transform in (b"\0", b"\1"))
+    bare = plain[:2] + plain[plain.index(b"\xff\xdb") :]
+    for marks in (rgb + ycc, ycc + rgb, rgb + segment(0xEE, b"Adobe\0\x64"), segment(0xEE, b"Adobe\0\x64") + ycc):
+        data = bare[:2] + marks + bare[2:]
+        assert np.array_equal(np.asarray(decode(data, WHITE)), np.asarray(Image.open(io.BytesIO(data)))), marks
+
+
+def test_of_several_controls_of_a_gif_the_last_that_names_a_colour_counts() -> None:
+    """The same pixels as Pillow reads from the whole file."""
+    plain = saved(Image.fromarray(np.array([[0, 1]], np.uint8)), "GIF", transparency=0)
+    at = plain.index(b"!\xf9")
+    named, other, none = plain[at : at + 8], b"!\xf9\4\1\0\0\1\0", b"!\xf9\4\0\0\0\0\0"
+    seen = set()
+    for controls in (named + none * 200, named + other, other + named, none):
+        data = plain[:at] + controls + plain[at + 8 :]
+        whole = Image.open(io.BytesIO(data)).convert("RGBA")
+        expected = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+        assert np.array_equal(np.asarray(decode(data, WHITE)), np.asarray(expected)), controls
+        seen.add(expected.tobytes())
+    assert len(seen) == 3  # one colour, the other, none
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

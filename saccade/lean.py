@@ -26,6 +26,7 @@ _SCAN, _END = 0xDA, 0xD9
 _TABLES = frozenset((*range(0xC0, 0xD0), 0xDB, 0xDD))  # frames, Huffman and quantization tables, restart interval
 _APPLICATIONS = frozenset((0xE0, 0xE1, 0xEE))  # JFIF and Adobe say what the channels are; EXIF how the picture lies
 _SIGNED = (b"JFIF\0", b"Exif\0\0", b"Adobe")
+_ADOBE, _ADOBE_BYTES = 0xEE, 14  # a shorter one is none to the decoder, and of several it takes the last
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
@@ -92,7 +93,10 @@ def _lean_jpeg(data: bytes) -> bytes:
         if kind in _TABLES:
             tables.append(data[at - 2 : end])
         elif kind in _APPLICATIONS and data.startswith(_SIGNED, at + 2):
-            applications.setdefault(kind, data[at - 2 : end])
+            if kind == _ADOBE and end - at >= _ADOBE_BYTES:
+                applications[kind] = data[at - 2 : end]
+            else:
+                applications.setdefault(kind, data[at - 2 : end])
         if len(tables) > MOST_TABLES:
             raise InvalidImage(f"the JPEG has more than {MOST_TABLES} tables before its first scan")
         at = end
@@ -114,7 +118,9 @@ def _count_scans(data: bytes, at: int) -> None:
 
 
 def _lean_gif(data: bytes) -> bytes:
-    """Of the extensions before the first image (GIF89a, 23 to 26) the control of it; from the image on, all."""
+    """Of the extensions before the first image (GIF89a, 23 to 26) the last control that says which colour is
+    transparent, since one after it that names none takes nothing back; from the image on, all.
+    """
     screen = 13 + (3 << (data[10] % 8 + 1) if data[10:11] and data[10] & 0x80 else 0)
     control, at = b"", screen
     while (found := _GIF_BLOCK.search(data, at)) and found[0] == b"!":
@@ -122,7 +128,8 @@ def _lean_gif(data: bytes) -> bytes:
         while at < len(data) and data[at]:
             at += 1 + data[at]
         at += 1
-        if data[start + 1 : start + 2] == bytes((_GIF_CONTROL,)):
+        label, size, flags = data[start + 1 : start + 4].ljust(3, b"\0")
+        if label == _GIF_CONTROL and size and flags & 1:
             control = data[start:at]
     return data[:screen] + control + (data[found.start() :] if found else b"")
 

@@ -1,9 +1,10 @@
 """`saccade classify` against the capacity that wrk finds, and an exchange of our client against those of others.
 
-    python -m benchmarks.client [--rounds 7] [--seconds 10] [--callers 16]
+    python -m benchmarks.client [--rounds 7] [--seconds 10] [--callers 16] [--works cct vit-ti]
 
 In pairs, on one service with its defaults: wrk with so many callers, then the command with as many pictures as take
-about as long, its start included. Then the CPU that one exchange costs this process with each client, in 16 threads.
+about as long, without its start, which is that of a run with one picture just before. Then the CPU that one exchange
+costs this process with each client, in 16 threads.
 """
 
 import argparse
@@ -38,9 +39,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--works", nargs="+", default=["cct", "vit-ti"])
     options = parser.parse_args()
     known = works()
-    for name in ("cct", "vit-ti"):
+    for name in options.works:
         compare(known[name], options.rounds, options.seconds, options.callers)
     exchanges(known["cct"], options.callers)
 
@@ -56,8 +58,9 @@ def compare(work: Work, rounds: int, seconds: int, callers: int) -> None:
             for _ in range(rounds):
                 load = closed(live.url, work.picture, work.media_type, callers, seconds)
                 capacity.append(load.throughput)
+                start = _command(live.running.url, folder, callers, _fill(folder / "pictures", work.picture, 1))
                 count = _fill(folder / "pictures", work.picture, round(load.throughput * seconds))
-                reached.append(count / _command(live.running.url, folder, callers))
+                reached.append((count - 1) / (_command(live.running.url, folder, callers, count) - start))
                 print(f"{work.name}: wrk {capacity[-1]:.1f} images/s, saccade classify {reached[-1]:.1f}", flush=True)
     finally:
         live.stop()
@@ -125,15 +128,17 @@ def _fill(folder: Path, picture: Path, count: int) -> int:
     return count
 
 
-def _command(url: str, folder: Path, callers: int) -> float:
-    """Seconds that it takes."""
+def _command(url: str, folder: Path, callers: int, count: int) -> float:
+    """Seconds that it takes for all of the `count` pictures."""
     out = folder / "results.jsonl"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "saccade.cli", "classify", str(folder / "pictures"), "--url", url]
     command += ["--out", str(out), "--maps", "none", "--concurrency", str(callers)]
     began = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ, stderr=subprocess.DEVNULL)
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    assert out.read_bytes().count(b"\n") == count
+    return seconds
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One connection to one server over HTTP/1.1: a request out, its answer back, within a time.
 
-Not http.client, urllib3 or httpx: an exchange costs them 170, 360 and 700 microseconds of CPU, where the service's
-whole answer to a small picture takes a thousand (benchmarks/client.py). This one costs 80; llhttp reads the answers.
+Not http.client or httpx: an exchange costs them 130 and 600 microseconds of CPU, where the service's whole answer to a
+small picture takes a thousand (benchmarks/client.py). This one costs 65; llhttp reads the answers.
 """
 
 import contextlib

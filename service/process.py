@@ -24,7 +24,7 @@ from service.logs import configure_logs
 from service.plan import Cpus, find_cpus, keep_to
 from service.protocol import Protocol
 from service.settings import Settings, load_settings
-from service.trim import find_trim
+from service.trim import find_trim, keep_large_blocks_apart
 
 log = logging.getLogger("saccade")
 
@@ -170,6 +170,7 @@ def main() -> int:
         configure_logs(settings.log_level)
         cpus = find_cpus()
         keep_to(cpus)
+        keep_large_blocks_apart()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, cpus))
     except SetupError as error:

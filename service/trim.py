@@ -1,5 +1,6 @@
-"""Memory that large bodies leave behind goes back to the system."""
+"""Memory that large bodies and pictures leave behind goes back to the system."""
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 
@@ -15,3 +16,16 @@ def find_trim() -> Callable[[], None]:
     except (OSError, AttributeError):
         return lambda: None
     return lambda: trim(ctypes.c_size_t(0))
+
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_LARGE = 2**22
+
+
+def keep_large_blocks_apart() -> None:
+    """A block of 4 MiB or more is a mapping of its own, which is gone when it is freed; where the C library is glibc.
+
+    By itself glibc takes the size of what was freed for the next limit, and then keeps giant pictures among the small.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)

@@ -19,8 +19,8 @@ _Result = TypeVar("_Result")
 class AsyncClient:
     """As `Client`, with at most `concurrency` requests on their way; who comes later waits for one of them to end.
 
-    In threads, since httpx needs nine times the CPU of a thread's request for one of its own on an event loop. A task
-    that is cancelled closes its connection, and the service drops its work.
+    In threads, so that files are read beside the event loop too, and there is one client to be right. A task that is
+    cancelled closes its connection, and the service drops its work.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def overlay(picture: Image.Image, values: NDArray[np.float32], seen: Region) -> 
     """Lays a map (rows, columns) over the `seen` part of an upright RGB picture; what was cropped away is darkened.
 
     Only evidence for something is drawn: negative values count as 0, and the largest value is red. In bytes throughout:
-    some twelve for each pixel of a photograph.
+    eleven to fifteen for each pixel of a photograph.
     """
     box = (round(seen.left), round(seen.top), round(seen.left + seen.width), round(seen.top + seen.height))
     size = (max(1, box[2] - box[0]), max(1, box[3] - box[1]))

@@ -25,11 +25,12 @@ from onnxscript.optimizer import fold_constants
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from export.explain.rollout import pooled_row, rollout
+from export.explain.rollout import rollout
 from export.nets import Net
 from export.nets.maps import CLASS_TOKENS, output_names, rolls_out
 from saccade.bundle import GRAPH, WEIGHTS
 from saccade.errors import BundleError
+from saccade.pooling import pooled_row
 
 OPSET = 20
 INPUT = "pixel_values"
@@ -63,8 +64,12 @@ class Exported(nn.Module):
 
     def _rollout(self, attention: tuple[Tensor, ...], learned: Tensor | None) -> Tensor:
         assert self.net.pooling is not None
-        row = pooled_row(self.net.pooling.kind, self.net.pooling.index, attention[-1], learned)
-        return rollout(attention, row)[:, self.net.attention_layers[-1].patch_slice]
+        last = self.net.attention_layers[-1]
+        row = learned
+        if row is None:
+            fixed = torch.from_numpy(pooled_row(self.net.pooling, last)).to(attention[-1])
+            row = fixed.expand(attention[-1].shape[0], -1)
+        return rollout(attention, row)[:, last.patch_slice]
 
     @torch.inference_mode()
     def arrays(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

@@ -90,6 +90,8 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def recipe_of(manifest: Manifest) -> Recipe:
     """The recipe that a bundle was made by. Raises BundleError."""
+    if manifest.provenance.recipe is None:
+        raise BundleError(f"{manifest.id} was not trained here: it has no recipe")
     try:
         return Recipe.model_validate(manifest.provenance.recipe)
     except ValidationError as error:

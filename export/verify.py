@@ -18,6 +18,7 @@ from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
 from saccade.golden import golden_file, made_pictures
 from saccade.manifest import Manifest, Measured, Parity
+from saccade.pooling import pooled_row
 from saccade.preprocess import normalize
 
 PICTURES = 256
@@ -116,14 +117,10 @@ def _rollout_by_matrices(manifest: Manifest, outputs: Outputs) -> NDArray[np.flo
         product = mixed if product is None else mixed @ product
     assert product is not None
     assert manifest.pooling is not None
-    tokens = product.shape[-1]
-    match manifest.pooling.kind:
-        case "learned":
-            row = outputs[manifest.maps.pooling or ""].astype(np.float64)
-        case "class_token":
-            row = np.eye(tokens)[[manifest.pooling.index]]
-        case "mean":
-            row = np.full((1, tokens), 1 / tokens)
+    if manifest.pooling.kind == "learned":
+        row = outputs[manifest.maps.pooling or ""].astype(np.float64)
+    else:
+        row = pooled_row(manifest.pooling, manifest.attention[-1]).astype(np.float64)[None]
     return (row[:, None] @ product)[:, 0, manifest.attention[-1].patch_slice]
 
 

@@ -20,16 +20,19 @@ class Region(NamedTuple):
 def region(width: int, height: int, spec: Preprocessing) -> Region:
     """The part of an upright `width` x `height` picture that the model sees.
 
-    For `fit="crop"` this equals what "resize the shorter side, then crop the middle" leaves, with the roundings of the
+    Where something is cropped this equals what "resize, then crop the middle" leaves, with the roundings of the
     field (torchvision, transformers: the long side is truncated to whole pixels, the crop starts at a whole pixel).
     """
     if spec.fit == "stretch":
-        return Region(0.0, 0.0, float(width), float(height))
-    edge = spec.shortest_edge
-    assert edge is not None  # the manifest's validator guarantees it for "crop"
-    short = min(width, height)
-    resized_width = max(edge * width // short, spec.width)
-    resized_height = max(edge * height // short, spec.height)
+        resized_height, resized_width = spec.stretch_to or (spec.height, spec.width)
+        if (resized_height, resized_width) == (spec.height, spec.width):
+            return Region(0.0, 0.0, float(width), float(height))
+    else:
+        edge = spec.shortest_edge
+        assert edge is not None  # the manifest's validator guarantees it for "crop"
+        short = min(width, height)
+        resized_width = max(edge * width // short, spec.width)
+        resized_height = max(edge * height // short, spec.height)
     scale_x, scale_y = width / resized_width, height / resized_height
     left = (resized_width - spec.width) // 2 * scale_x
     top = (resized_height - spec.height) // 2 * scale_y

@@ -16,6 +16,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Channel = Annotated[int, Field(ge=0, le=255)]
 MapName = Literal["pooling", "rollout", "class"]
 Count = Annotated[int, Field(ge=1)]
+Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
@@ -28,15 +29,20 @@ class Frozen(BaseModel):
 class Preprocessing(Frozen):
     """How an RGB picture becomes the input of the net; `saccade.preprocess` is what these words mean.
 
-    `fit="stretch"` resizes the whole picture to (height, width). `fit="crop"` resizes it so that its shorter side
-    is `shortest_edge` pixels and takes the (height, width) in the middle.
+    `fit="stretch"` resizes the whole picture to `stretch_to`, and takes the (height, width) in its middle; without
+    `stretch_to`, to (height, width) itself. `fit="crop"` resizes it so that its shorter side is `shortest_edge` pixels
+    and takes the (height, width) in the middle.
     """
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
     fit: Literal["stretch", "crop"] = "crop"
     shortest_edge: int | None = Field(None, ge=1, le=8192)
+    stretch_to: tuple[Edge, Edge] | None = None
+    """Height and width of the stretched picture before the crop, for fit="stretch"."""
     interpolation: Interpolation = "bilinear"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    """Order in which the net takes them; `mean` and `std` stand in the same order."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     background: tuple[Channel, Channel, Channel] = (255, 255, 255)
@@ -48,11 +54,16 @@ class Preprocessing(Frozen):
             raise ValueError(
                 f"fit='crop' needs shortest_edge of at least {max(self.height, self.width)}, not {self.shortest_edge}"
             )
-        if self.fit == "crop" and self.interpolation in ("nearest", "box"):
+        cropped = self.fit == "crop" or self.stretch_to not in (None, (self.height, self.width))
+        if cropped and self.interpolation in ("nearest", "box"):
             # their kernels are steps: the last bit of the crop's corner would decide over a whole pixel
-            raise ValueError(f"fit='crop' needs a smooth interpolation, bilinear or bicubic, not {self.interpolation}")
+            raise ValueError(f"a crop needs a smooth interpolation, bilinear or bicubic, not {self.interpolation}")
         if self.fit == "stretch" and self.shortest_edge is not None:
             raise ValueError("shortest_edge has no meaning with fit='stretch'")
+        if self.fit == "crop" and self.stretch_to is not None:
+            raise ValueError("stretch_to has no meaning with fit='crop'")
+        if self.stretch_to is not None and (self.stretch_to[0] < self.height or self.stretch_to[1] < self.width):
+            raise ValueError(f"stretch_to must be at least {self.height} x {self.width}, not {self.stretch_to}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
         return self
@@ -65,14 +76,34 @@ class SpecialTokens(Frozen):
     place: Literal["first", "last"] = "first"
 
 
+class Windows(Frozen):
+    """Of a layer whose tokens attend within parts of the picture only: how the windows lie on its patches.
+
+    Token (r, c) of window (i, j) is a patch of the whole picture, counted in rows and columns: for `blocks` (Swin,
+    Liu et al. 2021) the patch (i * rows + r + shift[0], j * columns + c + shift[1]), modulo the padded whole; for
+    `interleaved` (MobileViT, Mehta & Rastegari 2022) the patch (r * count[0] + i, c * count[1] + j). Patches at or
+    beyond `picture` are padding.
+    """
+
+    count: tuple[Count, Count]
+    """Rows and columns of windows; as an output's axis they stand row by row."""
+    picture: tuple[Count, Count]
+    """Rows and columns of patches of the whole picture in this layer, without padding."""
+    layout: Literal["blocks", "interleaved"] = "blocks"
+    shift: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+
+
 class AttentionLayer(Frozen):
-    """Geometry of one output `attention_NN`, (batch, heads, tokens, tokens). Never worked out from a square root."""
+    """Geometry of one output `attention_NN`: (batch, heads, tokens, tokens), or (batch, windows, heads, tokens, tokens)
+    where there are windows. Never worked out from a square root.
+    """
 
     output: str
     grid: tuple[Count, Count]
-    """Rows and columns of patches."""
+    """Rows and columns of patches; where there are windows, of one of them."""
     heads: int = Field(ge=1)
     special_tokens: SpecialTokens = SpecialTokens()
+    windows: Windows | None = None
 
     @property
     def patches(self) -> int:
@@ -81,6 +112,12 @@ class AttentionLayer(Frozen):
     @property
     def tokens(self) -> int:
         return self.patches + self.special_tokens.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output, without the batch axis."""
+        windows = () if self.windows is None else (self.windows.count[0] * self.windows.count[1],)
+        return (*windows, self.heads, self.tokens, self.tokens)
 
     @property
     def patch_slice(self) -> slice:
@@ -92,23 +129,32 @@ class AttentionLayer(Frozen):
 class Pooling(Frozen):
     """How the tokens of the last layer become one vector: the row w of the rollout and of `rows=pool`.
 
-    `learned`: the output `pooling` (batch, tokens), rows sum to 1. `class_token`: the token at `index`. `mean`: 1/P.
+    `learned`: the output `pooling` (batch, tokens), rows sum to 1. `class_token`: the token at `index`. `mean`: 1/P for
+    each patch. `class_and_distillation`: half of each of the two tokens from `index` on (DeiT: its logits are the mean
+    of two heads'). `class_and_mean`: half of the class token, half of the mean (DINOv2, whose head reads both).
     """
 
-    kind: Literal["learned", "class_token", "mean"]
+    kind: Literal["learned", "class_token", "mean", "class_and_distillation", "class_and_mean"]
     index: int = Field(0, ge=0)
+
+    @property
+    def last_index(self) -> int:
+        """The last special token that is read by its number; -1 where none is."""
+        return {"class_token": self.index, "class_and_mean": self.index, "class_and_distillation": self.index + 1}.get(
+            self.kind, -1
+        )
 
 
 class ClassMap(Frozen):
     """The exact class map: M[i, c] = tokens[i] · weight[c], whose sum over i plus bias[c] is logit c.
 
     `tokens` names the output (batch, patches, width); `weight` (classes, width) and `bias` (classes,) name tensors of
-    weights.safetensors.
+    weights.safetensors. A head without a bias has None.
     """
 
     tokens: str
     weight: str
-    bias: str
+    bias: str | None
     grid: tuple[Count, Count]
 
 
@@ -146,13 +192,27 @@ class FileEntry(Frozen):
     bytes: int = Field(ge=0)
 
 
-class Provenance(Frozen):
-    """Where the weights come from; with the bundle alone, enough to rebuild the net."""
+class Origin(Frozen):
+    """Whose model it is, where it was not trained here."""
 
-    recipe: dict[str, object]
-    data: str
-    held_out: str
-    seed: int
+    kind: Literal["transformers", "torch", "onnx"]
+    name: str
+    """Of the checkpoint, `module:function`, or of the ONNX file."""
+    revision: str | None = None
+    files: dict[str, str] = {}
+    """What was read: file name -> sha256."""
+    configuration: dict[str, object] = {}
+    """What the framework needs, beside the weights, to build it again."""
+
+
+class Provenance(Frozen):
+    """Where the weights come from; with the bundle alone, enough to rebuild the net. Either `recipe` or `origin`."""
+
+    recipe: dict[str, object] | None = None
+    origin: Origin | None = None
+    data: str | None = None
+    held_out: str | None = None
+    seed: int | None = None
     commit: str | None
     versions: dict[str, str]
 
@@ -213,6 +273,8 @@ class Manifest(Frozen):
     version: int = Field(ge=1)
     precision: Literal["float32"] = "float32"
     labels: tuple[str, ...] = Field(min_length=1)
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes scores of the logits: one label of all, or each label by itself (multi-label)."""
     preprocessing: Preprocessing
     attention: tuple[AttentionLayer, ...] = ()
     pooling: Pooling | None = None
@@ -237,14 +299,18 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        if self.attention and self.pooling is None:
-            raise ValueError("a model with attention layers must say how it pools")
+        if self.maps.rollout and self.pooling is None:
+            raise ValueError("the map rollout needs a model that says how it pools")
+        if (self.maps.rollout or self.maps.pooling) and any(layer.windows for layer in self.attention):
+            raise ValueError("the maps rollout and pooling need layers that attend to the whole picture, not to parts")
         if (self.maps.rollout or self.maps.pooling) and not self.attention:
             raise ValueError("the maps rollout and pooling need attention layers, and there are none")
+        if self.pooling is not None and not self.attention:
+            raise ValueError("pooling is said of the last attention layer's tokens, and there are none")
         if self.pooling is not None and self.pooling.kind == "learned" and not self.maps.pooling:
             raise ValueError("learned pooling needs an output for its weights, maps.pooling")
         tokens = self.attention[-1].tokens if self.attention else 0
-        if self.pooling is not None and self.pooling.kind == "class_token" and self.pooling.index >= tokens:
+        if self.pooling is not None and self.pooling.last_index >= tokens:
             raise ValueError(f"pooling.index is {self.pooling.index}; the last layer has {tokens} tokens")
         if len(set(self.outputs)) != len(self.outputs):
             raise ValueError(f"outputs must differ from each other: {', '.join(self.outputs)}")

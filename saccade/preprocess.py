@@ -44,9 +44,12 @@ def normalization(spec: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.
 def normalize(
     pixels: NDArray[np.uint8], spec: Preprocessing, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """uint8 (..., height, width, 3) -> float32 (..., 3, height, width), contiguous; into `out` where it is given."""
+    """uint8 RGB (..., height, width, 3) -> float32 (..., 3, height, width), contiguous; into `out` where it is given.
+
+    The channels of the result stand in the net's order.
+    """
     scale, offset = normalization(spec)
-    channels_first = np.moveaxis(pixels, -1, -3)
+    channels_first = np.moveaxis(pixels if spec.channels == "RGB" else pixels[..., ::-1], -1, -3)
     result = np.multiply(channels_first, scale[:, None, None], out=out, dtype=np.float32, order="C")
     result += offset[:, None, None]
     return result

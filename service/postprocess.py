@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from saccade.errors import InferenceFailed
 from saccade.geometry import Region
 from saccade.manifest import Manifest
+from saccade.pooling import pooled_row
 from service.selection import LayerSelection, Selection
 
 Floats = NDArray[np.float32]
@@ -131,7 +132,7 @@ def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, deci
     """Softmax weights of one layer, (heads, rows, tokens)."""
     weights = outputs[chosen.layer.output]  # (H, N, N)
     if chosen.rows == "pool":
-        weights = pooled_row(manifest, outputs, chosen.layer.tokens) @ weights  # (H, 1, N)
+        weights = reading_row(manifest, outputs)[None] @ weights  # (H, 1, N)
     elif chosen.rows != "all":
         weights = weights[:, list(chosen.rows)]
     weights = weights.mean(axis=0, keepdims=True) if chosen.heads == "mean" else weights[list(chosen.heads)]
@@ -147,16 +148,12 @@ def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, deci
     }
 
 
-def pooled_row(manifest: Manifest, outputs: Outputs, tokens: int) -> Floats:
-    """The row (1, N) with which the classifier reads the tokens: learned, one-hot on the class token, or 1/N."""
+def reading_row(manifest: Manifest, outputs: Outputs) -> Floats:
+    """The row (tokens,) with which the classifier reads the tokens of the last layer."""
     assert manifest.pooling is not None
     if manifest.pooling.kind == "learned":
-        return outputs[manifest.maps.pooling or ""][None]
-    if manifest.pooling.kind == "mean":
-        return np.full((1, tokens), 1 / tokens, np.float32)
-    row = np.zeros((1, tokens), np.float32)
-    row[0, manifest.pooling.index] = 1
-    return row
+        return outputs[manifest.maps.pooling or ""]
+    return pooled_row(manifest.pooling, manifest.attention[-1])
 
 
 def rounded(values: Floats, decimals: int) -> Floats:

@@ -15,16 +15,19 @@ from saccade.preprocess import resize
 SIZES = [(640, 480), (480, 640), (333, 257), (401, 1200), (64, 64), (1, 65500), (65500, 1), (1, 1), (7, 5)]
 
 
-def spec(fit: str, height: int = 32, width: int = 32, edge: int | None = None) -> Preprocessing:
+def spec(
+    fit: str, height: int = 32, width: int = 32, edge: int | None = None, to: tuple[int, int] | None = None
+) -> Preprocessing:
     values: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "height": height, "width": width, "fit": fit}
-    return (
-        Preprocessing(**values, shortest_edge=edge or max(height, width)) if fit == "crop" else Preprocessing(**values)
-    )
+    if fit == "crop":
+        return Preprocessing(**values, shortest_edge=edge or max(height, width))
+    return Preprocessing(**values, stretch_to=to)
 
 
 SPECS = [
     spec("stretch"),
     spec("stretch", 16, 24),
+    spec("stretch", 16, 24, to=(20, 33)),
     spec("crop"),
     spec("crop", 32, 32, 37),
     spec("crop", 24, 40, 48),
@@ -42,6 +45,9 @@ SPECS = [
         ((512, 512), spec("crop", 224, 224, 256), (32.0, 32.0, 448.0, 448.0)),
         ((512, 512), spec("crop"), (0.0, 0.0, 512.0, 512.0)),
         ((640, 480), spec("stretch"), (0.0, 0.0, 640.0, 480.0)),
+        # stretched to 256 x 256, then the middle 224: 16 of 256 go on each side
+        ((640, 480), spec("stretch", 224, 224, to=(256, 256)), (40.0, 30.0, 560.0, 420.0)),
+        ((640, 480), spec("stretch", 32, 32, to=(32, 32)), (0.0, 0.0, 640.0, 480.0)),
         ((30, 20), spec("crop", 10, 20, 20), (5.0, 5.0, 20.0, 10.0)),
     ],
 )

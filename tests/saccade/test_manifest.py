@@ -17,6 +17,7 @@ PREPROCESSING: dict[str, Any] = {
     "std": [0.2, 0.2, 0.2],
 }
 LAYER: dict[str, Any] = {"output": "attention_00", "grid": [2, 3], "heads": 2, "special_tokens": {"count": 1}}
+WINDOWS: dict[str, Any] = {"count": [2, 2], "picture": [4, 5]}
 
 
 def manifest(**fields: Any) -> dict[str, Any]:
@@ -83,7 +84,11 @@ def test_an_unknown_key_is_an_error_at_every_depth(fields: dict[str, Any]) -> No
         ({"version": 0}, "greater than or equal to 1"),
         ({"labels": []}, "at least 1"),
         ({"labels": ["cat", "cat"]}, "labels must differ"),
-        ({"pooling": None}, "must say how it pools"),
+        ({"pooling": None}, "the map rollout needs a model that says how it pools"),
+        ({"attention": [], "maps": {"default": []}}, "pooling is said of the last attention layer's tokens"),
+        ({"attention": [{**LAYER, "windows": WINDOWS}]}, "attend to the whole picture, not to parts"),
+        ({"pooling": {"kind": "class_and_distillation", "index": 6}}, "pooling.index is 6; the last layer has 7"),
+        ({"scores": "relu"}, "'softmax' or 'sigmoid'"),
         ({"attention": []}, "rollout and pooling need attention layers"),
         ({"pooling": {"kind": "learned"}}, "learned pooling needs an output"),
         ({"pooling": {"kind": "class_token", "index": 9999}}, "pooling.index is 9999; the last layer has"),
@@ -108,6 +113,13 @@ def test_a_manifest_that_contradicts_itself_is_refused(fields: dict[str, Any], w
     ("fields", "words"),
     [
         ({"shortest_edge": None}, "shortest_edge of at least 32, not None"),
+        ({"stretch_to": [40, 40]}, "no meaning with fit='crop'"),
+        ({"fit": "stretch", "shortest_edge": None, "stretch_to": [32, 23]}, "stretch_to must be at least 32 x 24"),
+        (
+            {"fit": "stretch", "shortest_edge": None, "stretch_to": [40, 40], "interpolation": "nearest"},
+            "a crop needs a smooth interpolation",
+        ),
+        ({"channels": "GBR"}, "'RGB' or 'BGR'"),
         ({"interpolation": "box"}, "needs a smooth interpolation, bilinear or bicubic, not box"),
         ({"interpolation": "nearest"}, "needs a smooth interpolation"),
         ({"shortest_edge": 31}, "shortest_edge of at least 32, not 31"),
@@ -141,6 +153,13 @@ def test_patches_are_found_among_special_tokens(tokens: SpecialTokens, expected:
     """Never by a square root: the grid is 2 x 3."""
     layer = AttentionLayer(output="attention_00", grid=(2, 3), heads=1, special_tokens=tokens)
     assert (layer.patches, layer.tokens, layer.patch_slice) == (6, *expected)
+
+
+def test_the_shape_of_a_windowed_layer_has_an_axis_of_windows() -> None:
+    """Each window has its own softmax weights over its own tokens."""
+    layer = AttentionLayer.model_validate({**LAYER, "special_tokens": {}, "windows": WINDOWS})
+    assert layer.shape == (4, 2, 6, 6)
+    assert AttentionLayer.model_validate(LAYER).shape == (2, 7, 7)
 
 
 def test_outputs_come_in_the_order_of_the_graph() -> None:

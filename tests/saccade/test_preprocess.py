@@ -75,6 +75,16 @@ def test_a_picture_of_the_right_size_is_left_alone(fit: str, interpolation: str)
     assert np.array_equal(resize(picture, spec(fit=fit, interpolation=interpolation)), np.asarray(picture))
 
 
+def test_a_stretch_with_a_crop_is_resize_then_crop() -> None:
+    """As DeiT's own preprocessing does it: the whole picture to 40 x 48, then the middle 24 x 32; within rounding."""
+    asked = spec(height=24, width=32, fit="stretch", stretch_to=(40, 48), interpolation="bicubic")
+    for size in SIZES:
+        picture = photograph(*size)
+        whole = picture.resize((48, 40), Image.Resampling.BICUBIC)
+        expected = np.asarray(whole.crop((8, 8, 40, 32)))
+        assert np.abs(resize(picture, asked).astype(int) - expected).max() <= 1
+
+
 def test_shrinking_averages_instead_of_skipping() -> None:
     """A fine checkerboard becomes grey, not a pattern that was never there."""
     board = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
@@ -105,6 +115,13 @@ def test_the_input_is_channels_first_contiguous_float32() -> None:
     result = preprocess(red, spec(height=24, width=40, shortest_edge=40))
     assert (result.shape, result.dtype, result.flags.c_contiguous) == ((3, 24, 40), np.float32, True)
     assert [float(channel.mean()) for channel in result] == [1.0, -1.0, -1.0]
+
+
+def test_a_net_that_takes_blue_first_gets_it_first() -> None:
+    """As MobileViT does; mean and std stand in the net's order, too."""
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    result = preprocess(red, spec(height=8, width=8, channels="BGR", mean=(0, 0, 0.5), std=(1, 1, 0.25)))
+    assert [float(channel.mean()) for channel in result] == [0.0, 0.0, 2.0]
 
 
 def test_a_batch_is_normalised_as_each_of_it() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from export.convert import Exported
-from export.explain.rollout import pooled_row, rollout
+from export.explain.rollout import rollout
 from tests.export.conftest import float64, lively_net, noise
 
 
@@ -38,15 +38,6 @@ def test_over_all_tokens_rollout_sums_to_one() -> None:
     """Attention is passed on, never made or lost."""
     seen = rollout(random_attention(6, 2, 11), torch.randn(2, 11).softmax(-1))
     np.testing.assert_allclose(float64(seen).sum(-1), 1, atol=1e-6)
-
-
-def test_the_row_starts_where_the_net_pools() -> None:
-    """One-hot on the class token, 1/N for a mean, and the net's own weights where pooling is learned."""
-    tokens, learned = torch.zeros(2, 3, 5, 5), torch.randn(2, 5).softmax(-1)
-    assert pooled_row("class_token", 0, tokens, None).tolist() == [[1, 0, 0, 0, 0]] * 2
-    assert pooled_row("class_token", 4, tokens, None).tolist() == [[0, 0, 0, 0, 1]] * 2
-    np.testing.assert_allclose(pooled_row("mean", 0, tokens, None), np.full((2, 5), 0.2))
-    assert torch.equal(pooled_row("learned", 0, tokens, learned), learned)
 
 
 @pytest.mark.parametrize("name", ["tiny-cct", "tiny-vit", "tiny-vit-mean"])

@@ -17,6 +17,14 @@ class DataConfig(Frozen):
     """Where pictures come from: CIFAR-10 in its binary layout, an image folder, or scikit-learn's digits."""
 
     kind: Literal["cifar10", "folder", "digits"]
+    classes: int | None = Field(None, ge=2)
+    """Of an image folder, where the recipe is meant for one data set: what the folder is held to."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if self.classes is not None and self.kind != "folder":
+            raise ValueError(f"classes is said of an image folder only; {self.kind} has its own")
+        return self
 
 
 class TrainingConfig(Frozen):

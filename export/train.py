@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,10 +17,10 @@ from export.augment import flip_mask, shift_and_flip
 from export.checkpoint import State
 from export.data import Pictures, Source, load, split
 from export.nets import Net, build
-from export.nets.maps import maps_of
+from export.nets.maps import checked_maps
 from export.recipe import Recipe, TrainingConfig
 from export.run import Learner, Run
-from saccade.errors import DataError, RecipeError
+from saccade.errors import DataError
 from saccade.preprocess import normalization
 
 
@@ -37,7 +36,7 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
     images, labels = _resident(to_train_on, device)
     torch.manual_seed(recipe.seed)
     net = build(recipe.net, recipe.size, len(source.classes)).to(device)
-    _check_maps(net, recipe)
+    checked_maps(net, recipe.default_maps)
     channels_last(net)
     average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     learner = Learner(net, average, _optimizer(net, config))
@@ -104,14 +103,6 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
-
-
-def _check_maps(net: Net, recipe: Recipe) -> None:
-    """Before an hour of training, not after it."""
-    try:
-        maps_of(net, recipe.default_maps)
-    except ValidationError as error:
-        raise RecipeError(f"default_maps: {error.errors()[0]['msg']}") from error
 
 
 def channels_last(net: Net) -> None:

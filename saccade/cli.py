@@ -55,6 +55,13 @@ def train(options: argparse.Namespace) -> None:
         raise
 
 
+def describe(options: argparse.Namespace) -> None:
+    """Prints what a recipe's net has and costs; needs no data."""
+    recipes, describing = _needs("export", "export.recipe", "export.describe")
+    description = describing.describe(recipes.load_recipe(options.recipe))
+    print(describing.to_text(Path(options.recipe).stem, description))
+
+
 def export(options: argparse.Namespace) -> None:
     """Turns a run into the next version of a bundle, verified."""
     (publishing,) = _needs("export", "export.publish")
@@ -156,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
     one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
+
+    one = command("describe", describe)
+    one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
 
     one = command("export", export)
     one.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `saccade train`")

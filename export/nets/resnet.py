@@ -102,7 +102,8 @@ class Resnet(Net):
                 raise ValueError(f"depth must be 6n + 2 with 3 stages, not {config.depth}")
             if config.stem != "small":
                 raise ValueError(f"3 stages have the small stem, not the {config.stem} one")
-            widths, counts = (16, 32, 64), (count,) * 3
+            widths: tuple[int, ...] = (16, 32, 64)
+            counts: tuple[int, ...] = (count,) * 3
             make: MakeBlock = partial(BasicBlock, project=False)
         else:
             if config.depth not in FOUR_STAGES:

@@ -39,6 +39,8 @@ class TrainingConfig(Frozen):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the moving average of the weights, which is what is evaluated and kept; 0 switches it off."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one before it, for fine-tuning."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     shift: int = Field(0, ge=0)

@@ -16,6 +16,7 @@ from export import checkpoint
 from export.nets import Net
 from export.recipe import Recipe
 from saccade.errors import DataError
+from saccade.manifest import Initialisation
 
 RECIPE_FILE = "recipe.json"
 METRICS_FILE = "metrics.jsonl"
@@ -38,15 +39,22 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe, classes: tuple[str, ...], data: str) -> None:
         self.folder = folder
         self._recipe = recipe
+        self.classes = classes
         self._identity = {"recipe": recipe.model_dump(mode="json"), "classes": list(classes), "data": data}
+        self.init: Initialisation | None = None
         self.epoch = 0
         self.best = -1.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run to go on with."""
+        return (self.folder / CHECKPOINT_FILE).exists()
 
     def open(self, learner: Learner) -> None:
         """Restores the last checkpoint, or writes the first: an interrupted run always has one. Raises DataError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / CHECKPOINT_FILE).exists():
+            if self.begun:
                 self._restore(learner)
             else:
                 (self.folder / RECIPE_FILE).write_text(self._recipe.model_dump_json(indent=2) + "\n")
@@ -54,6 +62,11 @@ class Run:
                 self._write_checkpoint(learner)
         except OSError as error:
             raise DataError(f"could not write to {self.folder}: {error}") from error
+
+    def read_init(self) -> Initialisation | None:
+        """What the run in the folder began with; None for random weights. Raises DataError."""
+        recorded = checkpoint.read(self.folder / CHECKPOINT_FILE)[1].get("init")
+        return Initialisation.model_validate(recorded) if recorded else None
 
     def save(self, learner: Learner, metrics: dict[str, Any]) -> None:
         """Ends an epoch. `metrics` holds its number and held_out_accuracy among others."""
@@ -80,6 +93,7 @@ class Run:
     def _state(self, learner: Learner) -> dict[str, Any]:
         return {
             **self._identity,
+            "init": self.init and self.init.model_dump(mode="json"),
             "epoch": self.epoch,
             "best": self.best,
             "torch": torch.__version__,
@@ -91,6 +105,7 @@ class Run:
         _check_recipe(self.folder, state, self._recipe)
         if state["classes"] != self._identity["classes"]:
             raise DataError(f"{self.folder} holds a run with the classes {state['classes']}: give another folder")
+        self.init = self.read_init()
         learner.net.load_state_dict(checkpoint.without_prefix("net", tensors))
         for name, tensor in checkpoint.without_prefix("average", tensors).items():
             learner.average[name].copy_(tensor)

@@ -7,6 +7,7 @@ no generator state has to be kept.
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 from export.augment import flip_mask, shift_and_flip
 from export.checkpoint import State
 from export.data import Pictures, Source, load, split
+from export.init import Weights, begin
 from export.nets import Net, build
+from export.nets.base import layer_rates
 from export.nets.maps import checked_maps
 from export.recipe import Recipe, TrainingConfig
 from export.run import Learner, Run
@@ -24,11 +27,20 @@ from saccade.errors import DataError
 from saccade.preprocess import normalization
 
 
-def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", stop_after: int | None = None) -> None:
+def train(
+    recipe: Recipe,
+    source: Source,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    init: Callable[[], Weights] | None = None,
+    stop_after: int | None = None,
+) -> None:
     """Trains to the recipe's last epoch, or resumes the run in `folder`.
 
-    `stop_after` ends the call after that many epochs in all, as if interrupted there. Raises DataError where the
-    folder holds a run of another recipe or the loss is no longer finite.
+    `init` reads the weights to begin with; a run that is resumed has its own. `stop_after` ends the call after that
+    many epochs in all, as if interrupted there. Raises DataError where the folder holds a run of another recipe or
+    beginning, or the loss is no longer finite.
     """
     _check_device(device)
     config = recipe.training
@@ -37,10 +49,12 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
     torch.manual_seed(recipe.seed)
     net = build(recipe.net, recipe.size, len(source.classes)).to(device)
     checked_maps(net, recipe.default_maps)
+    run = Run(folder, recipe, source.classes, source.name)
+    if init is not None:
+        begin(net, run, init)
     channels_last(net)
     average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    learner = Learner(net, average, _optimizer(net, config))
-    run = Run(folder, recipe, source.classes, source.name)
+    learner = Learner(net, average, _optimizer(net, config, layer_rates(net, config.layer_decay)))
     run.open(learner)
 
     batch = min(config.batch, len(labels))
@@ -61,7 +75,7 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
             chosen = order[step * batch : (step + 1) * batch]
             pictures = shift_and_flip(images[chosen.to(device)], flips[chosen], config.shift, generator)
             for group in learner.optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(now, steps, config)
+                group["lr"] = config.learning_rate * _schedule(now, steps, config) * group["rate_factor"]
             with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
                 logits = net(to_input(pictures))
             loss = F.cross_entropy(logits.float(), labels[chosen.to(device)], label_smoothing=config.label_smoothing)
@@ -72,7 +86,7 @@ def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", 
             _average(average, net, config.ema, now)
             total_loss += loss.item()
             if not math.isfinite(total_loss):
-                rate = learner.optimizer.param_groups[0]["lr"]
+                rate = config.learning_rate * _schedule(now, steps, config)
                 raise DataError(f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}, rate {rate:g}")
             if (step + 1) % 20 == 0:
                 elapsed = time.monotonic() - started
@@ -130,14 +144,16 @@ class _Normalize:
         return (images * self.scale + self.offset).contiguous(memory_format=torch.channels_last)
 
 
-def _optimizer(net: Net, config: TrainingConfig) -> torch.optim.Optimizer:
-    """No weight decay on norms, biases, positions and special tokens."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
+def _optimizer(net: Net, config: TrainingConfig, rate_factors: Mapping[str, float]) -> torch.optim.Optimizer:
+    """No weight decay on norms, biases, positions and special tokens; the rate of each parameter by its factor."""
+    grouped: dict[tuple[bool, float], list[Tensor]] = {}
     for name, parameter in net.named_parameters():
-        exempt = parameter.ndim < 2 or name in ("position", "class_token")
-        (plain if exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        exempt = parameter.ndim < 2 or name in ("position", "class_token", "registers") or ".positions." in name
+        grouped.setdefault((exempt, rate_factors[name]), []).append(parameter)
+    groups = [
+        {"params": grouped[key], "weight_decay": 0.0 if key[0] else config.weight_decay, "rate_factor": key[1]}
+        for key in sorted(grouped)
+    ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,15 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe, or goes on where the run folder stands."""
-    recipes, data, training = _needs("export", "export.recipe", "export.data", "export.train")
+    recipes, data, training, init = _needs("export", "export.recipe", "export.data", "export.train", "export.init")
     recipe = recipes.load_recipe(options.recipe)
     if options.download and recipe.data.kind == "cifar10":
         if options.data is None:
             raise DataError("--download needs --data DIR to put CIFAR-10 into")
         data.download_cifar10(options.data)
     source = data.open_source(recipe.data, options.data, recipe.preprocessing)
+    read = options.init and partial(init.read_weights, options.init, options.models)
     try:
-        training.train(recipe, source, options.out, device=options.device)
+        training.train(recipe, source, options.out, device=options.device, init=read)
     except KeyboardInterrupt:
         print(f"\nsaccade: stopped; the same command resumes from the last epoch in {options.out}", file=sys.stderr)
         raise
@@ -162,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
     one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    one.add_argument(
+        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
+    )
+    one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
 
     one = command("describe", describe)

@@ -124,8 +124,8 @@ def _resized_positions(net: Net, target: Mapping[str, Tensor], weights: Weights)
             if weights.position_grid is None:
                 seen, wanted = (_shape(tensor) for tensor in (weights.tensors["position"], target["position"]))
                 raise DataError(
-                    f"{weights.name}: position is {seen} and the net's is {wanted}; on which grid its tokens lie is not "
-                    "in the file: give a bundle or the best.safetensors of a run"
+                    f"{weights.name}: position is {seen} and the net's is {wanted}; the file does not say which grid "
+                    "its tokens lie on: give a bundle or the best.safetensors of a run"
                 )
             resized = _on_new_grid(weights.tensors["position"], weights.position_grid, net.position_grid)
             found.append(("position", resized))

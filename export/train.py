@@ -52,9 +52,7 @@ def train(
     run = Run(folder, recipe, source.classes, source.name)
     if init is not None:
         begin(net, run, init)
-    channels_last(net)
-    average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    learner = Learner(net, average, _optimizer(net, config, layer_rates(net, config.layer_decay)))
+    learner = _learner(net, config)
     run.open(learner)
 
     batch = min(config.batch, len(labels))
@@ -83,7 +81,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip)
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
-            _average(average, net, config.ema, now)
+            _average(learner.average, net, config.ema, now)
             total_loss += loss.item()
             if not math.isfinite(total_loss):
                 rate = config.learning_rate * _schedule(now, steps, config)
@@ -100,7 +98,7 @@ def train(
         metrics = {
             "epoch": epoch + 1,
             "loss": total_loss / steps,
-            "held_out_accuracy": _accuracy(recipe, average, held_out, len(source.classes), device),
+            "held_out_accuracy": _accuracy(recipe, learner.average, held_out, len(source.classes), device),
             "images_per_second": steps * batch / seconds,
             "seconds": seconds,
         }
@@ -117,6 +115,12 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
+
+
+def _learner(net: Net, config: TrainingConfig) -> Learner:
+    channels_last(net)
+    average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return Learner(net, average, _optimizer(net, config, layer_rates(net, config.layer_decay)))
 
 
 def channels_last(net: Net) -> None:

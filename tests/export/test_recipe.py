@@ -26,7 +26,8 @@ def test_the_shipped_recipes_are_those_of_the_readme() -> None:
     """On CIFAR-10 attention nets and the CNNs to hold them against, one of each on ImageNet, one without a download."""
     assert SHIPPED == [
         "cifar10-cct", "cifar10-cct-7-3x1", "cifar10-convmixer", "cifar10-hybrid", "cifar10-resnet18",
-        "cifar10-resnet20", "digits-cct", "imagenet-resnet50", "imagenet-vit-s",
+        "cifar10-resnet20", "digits-cct", "digits-finetune",
+        "imagenet-resnet50", "imagenet-vit-s",
     ]  # fmt: skip
 
 

@@ -5,21 +5,20 @@ classes are others, and position embeddings are interpolated to the new grid.
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from export.nets import Net, build
 from export.nets.attention import RelativePositions
-from export.recipe import Recipe
+from export.recipe import Recipe, recipe_of
 from export.run import Run
 from saccade.bundle import open_bundle, resolve_bundle
 from saccade.errors import DataError, SaccadeError
@@ -29,6 +28,13 @@ HEAD = ("head.weight", "head.bias")
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 NAMED = 4
 """How many parameters a message names."""
+
+
+class Noted(BaseModel):
+    """What a checkpoint of a run says of itself, as far as it is wanted here."""
+
+    recipe: Recipe | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Weights(NamedTuple):
@@ -51,14 +57,14 @@ def read_weights(source: str, models: Path) -> Weights:
     """
     path = Path(source)
     if path.suffix.lower() == ".safetensors" or path.is_file():
-        sha256, tensors, metadata = _read_file(path)
-        recipe, classes = metadata.get("recipe"), metadata.get("classes")
-        return Weights(path.name, sha256, tensors, tuple(classes) if classes else None, _position_grid(recipe, classes))
-    bundle = open_bundle(resolve_bundle(models, source))
-    manifest = bundle.manifest
-    sha256, tensors, _ = _read_file(bundle.weights)
-    grid = _position_grid(manifest.provenance.recipe, manifest.labels)
-    return Weights(manifest.id, sha256, tensors, manifest.labels, grid)
+        sha256, tensors, note = _read_file(path)
+        name = path.name
+    else:
+        bundle = open_bundle(resolve_bundle(models, source))
+        name = bundle.manifest.id
+        sha256, tensors, _ = _read_file(bundle.weights)
+        note = Noted(recipe=recipe_of(bundle.manifest), classes=bundle.manifest.labels)
+    return Weights(name, sha256, tensors, note.classes, _position_grid(note))
 
 
 def initialise(net: Net, weights: Weights, classes: tuple[str, ...]) -> Initialisation:
@@ -177,26 +183,24 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _position_grid(recipe: object, classes: object) -> tuple[int, int] | None:
-    """Grid of `position` in the net that a recipe builds; None where there is no recipe of ours."""
-    try:
-        known = Recipe.model_validate(recipe)
-    except ValidationError:
+def _position_grid(note: Noted) -> tuple[int, int] | None:
+    """Grid of `position` in the net that the recipe builds; None where there is no recipe or no such parameter."""
+    if note.recipe is None:
         return None
     with torch.device("meta"):
-        return build(known.net, known.size, len(classes) if isinstance(classes, (list, tuple)) else 2).position_grid
+        return build(note.recipe.net, note.recipe.size, classes=1).position_grid
 
 
-def _read_file(path: Path) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """(sha256, tensors, what Saccade noted in it). Raises DataError."""
+def _read_file(path: Path) -> tuple[str, dict[str, Tensor], Noted]:
+    """(sha256, tensors, what a run noted in it). Raises DataError."""
     try:
         with path.open("rb") as file:
             start = file.read(2)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         with safe_open(path, framework="pt") as opened:
-            noted = json.loads((opened.metadata() or {}).get("saccade", "{}"))
-            return sha256, {name: opened.get_tensor(name) for name in opened.keys()}, noted  # noqa: SIM118 - no mapping
+            note = _note((opened.metadata() or {}).get("saccade", "{}"))
+            return sha256, {name: opened.get_tensor(name) for name in opened.keys()}, note  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         if path.suffix.lower() in PICKLES or start == b"PK" or start[:1] == b"\x80":
             raise DataError(
@@ -204,5 +208,13 @@ def _read_file(path: Path) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
                 "safetensors.torch.save_file and give that file"
             ) from error
         raise DataError(f"{path} is no safetensors file: {error}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"could not read {path}: {error}") from error
+
+
+def _note(text: str) -> Noted:
+    """Nothing, where somebody else wrote the file or it is older than today's recipes."""
+    try:
+        return Noted.model_validate_json(text)
+    except ValidationError:
+        return Noted()

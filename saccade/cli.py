@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
     )
-    one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
+    one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
     one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
 
     one = command("describe", describe)

@@ -149,6 +149,16 @@ def test_a_file_from_elsewhere_is_taken_where_it_fits_as_it_is(models: Path, tmp
         initialise(fresh("tiny-vit", (24, 24)), weights, DIGITS)
 
 
+@pytest.mark.parametrize("note", ["[]", "{", '{"recipe": {"net": 3}}', '{"classes": 7}'])
+def test_what_somebody_else_noted_in_a_file_means_nothing(models: Path, tmp_path: Path, note: str) -> None:
+    """Only a recipe and classes that are such are read; the tensors count all the same."""
+    tensors = load_file(models / "tiny-vit" / "1" / "weights.safetensors")
+    save_file(tensors, tmp_path / "w.safetensors", {"saccade": note})
+    weights = read_weights(str(tmp_path / "w.safetensors"), models)
+    assert (weights.classes, weights.position_grid) == (None, None)
+    assert initialise(fresh("tiny-vit", (16, 24)), weights, DIGITS).changes == ()
+
+
 # --- what is refused
 
 

@@ -102,6 +102,29 @@ def test_the_class_map_of_the_cnn_is_grad_cam(size: tuple[int, int]) -> None:
 
 
 @EVERY_NET
+def test_every_parameter_is_trained(name: str) -> None:
+    """Under bfloat16 autocast too: each has a gradient that is finite, and some steps along them lower the loss."""
+    torch.manual_seed(0)
+    net = build(tiny_recipe(name).net, tiny_recipe(name).size, 10).train()
+    images, labels = noise(name, 16), torch.arange(16) % 10
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    losses, moved = [], set()
+    for _ in range(8):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(net(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        for parameter, tensor in net.named_parameters():
+            assert tensor.grad is not None, parameter
+            assert tensor.grad.isfinite().all(), parameter
+            moved |= {parameter} if tensor.grad.any() else set()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert {parameter for parameter, tensor in net.named_parameters() if tensor.numel()} == moved
+
+
+@EVERY_NET
 def test_every_parameter_has_one_depth_and_the_head_the_last(name: str) -> None:
     """What layer-wise rates count: nothing is left out, nothing stands twice, and rates fall towards the picture."""
     net = lively_net(name)

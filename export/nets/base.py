@@ -25,6 +25,8 @@ class Net(nn.Module, ABC):
     """Grid of the exact class map; None where the net has none."""
     pooling: Pooling | None = None
     attention_layers: tuple[AttentionLayer, ...] = ()
+    undecayed: tuple[str, ...] = ("position", "class_token")
+    """Last names of parameters that weight decay leaves alone, beside all of one dimension."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

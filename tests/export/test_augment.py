@@ -15,7 +15,7 @@ def one_by_one(images: np.ndarray, flip: np.ndarray, shift: int, moves: np.ndarr
     height, width = images.shape[2:]
     for index, image in enumerate(images):
         padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
-        down, right = moves[:, index, 0]
+        down, right = moves[:, index]
         cut = padded[:, down : down + height, right : right + width]
         moved[index] = cut[:, :, ::-1] if flip[index] else cut
     return moved
@@ -31,16 +31,16 @@ def test_a_batch_is_augmented_as_its_pictures_would_be_alone(
     torch.manual_seed(shift)
     images = torch.randint(0, 256, (40, 3, height, width)).to(dtype)
     flip = torch.rand(40) < 0.5
-    moves = torch.randint(0, 2 * shift + 1, (2, 40, 1), generator=torch.Generator().manual_seed(5))
-    seen = shift_and_flip(images, flip, shift, torch.Generator().manual_seed(5))
+    moves = shift + np.random.default_rng(5).integers(-shift, shift + 1, (2, 40, 1))
+    seen = shift_and_flip(images, flip, shift, np.random.default_rng(5))
     assert seen.dtype == dtype
-    np.testing.assert_array_equal(seen.numpy(), one_by_one(images.numpy(), flip.numpy(), shift, moves.numpy()))
+    np.testing.assert_array_equal(seen.numpy(), one_by_one(images.numpy(), flip.numpy(), shift, moves[..., 0]))
 
 
 def test_every_move_within_the_limit_is_drawn_and_none_beyond() -> None:
     """A shift of 2 is five places each way."""
     images = torch.arange(9 * 9).reshape(1, 1, 9, 9).expand(500, 3, 9, 9).float()
-    seen = shift_and_flip(images, torch.zeros(500, dtype=torch.bool), 2, torch.Generator().manual_seed(0))
+    seen = shift_and_flip(images, torch.zeros(500, dtype=torch.bool), 2, np.random.default_rng(0))
     centres = seen[:, 0, 4, 4]
     rows, columns = centres // 9, centres % 9
     assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
@@ -50,6 +50,6 @@ def test_flips_alternate_from_epoch_to_epoch() -> None:
     """In any two epochs every picture is shown both ways; who starts which way is a coin's toss."""
     masks = [flip_mask(1_000, epoch, seed=3) for epoch in range(4)]
     for before, after in pairwise(masks):
-        assert torch.equal(before, ~after)
+        assert np.array_equal(before, ~after)
     assert 400 < masks[0].sum() < 600
-    assert not torch.equal(masks[0], flip_mask(1_000, 0, seed=4))
+    assert not np.array_equal(masks[0], flip_mask(1_000, 0, seed=4))

@@ -42,6 +42,11 @@ class World:
             distributed.all_reduce(values)
         return values
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites them with those of the first process."""
         for tensor in tensors if self.size > 1 else ():
@@ -62,11 +67,14 @@ def join(device: str) -> Iterator[World]:
         return
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    begins = not distributed.is_initialized()  # by a program that trains more than once: torchrun lets them meet once
+    if begins:
+        distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield World(own, distributed.get_rank(), distributed.get_world_size())
     finally:
-        distributed.destroy_process_group()
+        if begins:
+            distributed.destroy_process_group()
 
 
 def _device(name: str) -> torch.device:

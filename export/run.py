@@ -74,8 +74,15 @@ class Run:
         self.epoch = metrics["epoch"]
         better = metrics["held_out_accuracy"] > self.best
         self.best = max(self.best, metrics["held_out_accuracy"])
-        if not self._writes:
-            return
+        if self._writes:
+            self._write_epoch(learner, metrics, better=better)
+        self._world.wait()  # nobody opens the run again before it is written
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _write_epoch(self, learner: Learner, metrics: dict[str, Any], *, better: bool) -> None:
         try:
             with (self.folder / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -85,10 +92,6 @@ class Run:
         if better:
             checkpoint.write(self.folder / BEST_FILE, learner.average.net.state_dict(), self._state())
         self._write_checkpoint(learner)
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
 
     def _begin(self, learner: Learner) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,10 @@ Which pictures a batch has, and in which part of them a random crop lies, is dec
 is the same however its pictures come, and with any number of worker processes.
 """
 
+import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -124,8 +126,7 @@ class _Streaming(Loader):
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCH if workers else None,
-            # not fork: this process has threads of torch's, and of CUDA's
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_workers_begin() if workers else None,
             generator=torch.Generator(),  # else each epoch would draw from the one that stochastic depth draws from
         )
 
@@ -144,6 +145,16 @@ class _Streaming(Loader):
                 pictures.to(self._device, non_blocking=True).permute(0, 3, 1, 2),
                 labels.to(self._device, non_blocking=True),
             )
+
+
+def _workers_begin() -> ForkServerContext:
+    """Workers are forked from a process that has imported this module and nothing more.
+
+    Not from this one: it has threads of torch's, and of CUDA's, whose locks would be copied as they stand.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Keys(Sampler[list[Key]]):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.augment import flip_mask, shift_and_flip
+from export.augment import Normalize, erase, flip_mask, shift_and_flip
+from saccade.manifest import Preprocessing
+from saccade.preprocess import normalize
 
 
 def one_by_one(images: np.ndarray, flip: np.ndarray, shift: int, moves: np.ndarray) -> np.ndarray:
@@ -53,3 +55,39 @@ def test_flips_alternate_from_epoch_to_epoch() -> None:
         assert np.array_equal(before, ~after)
     assert 400 < masks[0].sum() < 600
     assert not np.array_equal(masks[0], flip_mask(1_000, 0, seed=4))
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_pictures_are_normalised_as_everywhere_else(channels: str) -> None:
+    """Bit for bit what `saccade.preprocess.normalize` gives, in either order of channels."""
+    spec = Preprocessing.model_validate(
+        {
+            "height": 16,
+            "width": 16,
+            "fit": "stretch",
+            "channels": channels,
+            "mean": (0.4, 0.5, 0.3),
+            "std": (0.2, 0.3, 0.1),
+        }
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    seen = Normalize(spec, torch.device("cpu"))(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    np.testing.assert_array_equal(seen.numpy(), normalize(pixels, spec))
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_rectangle_is_blanked_in_the_share_of_pictures_that_was_asked_for() -> None:
+    """One rectangle a picture, of 2 to 33 % of its area but for what rounds to whole pixels; the rest is untouched."""
+    images = torch.rand(2000, 3, 40, 50) + 0.1
+    seen = erase(images, 0.25, np.random.default_rng(0))
+    blank = (seen == 0).all(1)
+    assert torch.equal(seen, images.masked_fill(blank[:, None], 0.0))
+    erased = blank.any((1, 2))
+    assert 400 < int(erased.sum()) < 600
+    areas = blank[erased].double().mean((1, 2))
+    assert 0.01 < float(areas.min()) < 0.04
+    assert 0.30 < float(areas.max()) < 0.36
+    for one in blank[erased][:50]:
+        assert torch.equal(one, one.any(1)[:, None] & one.any(0))
+    middles = torch.stack([blank[:, 0].any(1), blank[:, -1].any(1), blank[:, :, 0].any(1), blank[:, :, -1].any(1)])
+    assert middles.any(1).all()  # it reaches every edge

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.data import CIFAR10_CLASSES, Digits
+from export.cifar10 import CIFAR10_CLASSES
+from export.data import Digits
 from export.nets import Net, build
 from export.nets.maps import checked_maps
 from export.recipe import DataConfig, Recipe

@@ -93,7 +93,8 @@ def begin(net: Net, run: Run, read: Callable[[], Weights]) -> None:
     """
     if not run.begun:
         run.init = initialise(net, read(), run.classes)
-        print(f"initialised from {run.init.name}: {', '.join(run.init.changes) or 'every weight'}", file=sys.stderr)
+        if run.writes:
+            print(f"initialised from {run.init.name}: {', '.join(run.init.changes) or 'every weight'}", file=sys.stderr)
         return
     begun_with = run.read_init()
     if begun_with is None:

@@ -1,6 +1,5 @@
 """A run -> a bundle: graph, weights, manifest and golden file, verified before anybody can see them."""
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from export.convert import TOLERANCE, versions, write_model
-from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
+from export.environment import commit
+from export.examples import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
 from export.nets.maps import maps_of
 from export.recipe import Recipe
@@ -73,7 +73,7 @@ def _provenance(recipe: Recipe, state: Mapping[str, Any]) -> Provenance:
         data=state["data"],
         held_out=f"1 of {HELD_OUT_SHARE} training pictures of each class, seed {HELD_OUT_SEED}",
         seed=recipe.seed,
-        commit=_commit(),
+        commit=commit(),
         versions={**versions(), "torch (training)": state["torch"]},
     )
 
@@ -91,12 +91,3 @@ def _card(recipe: Recipe, net: Net, state: Mapping[str, Any], metrics: list[dict
             hardware=state["hardware"],
         ),
     )
-
-
-def _commit() -> str | None:
-    """Of the exporter's source; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
-    except (OSError, subprocess.CalledProcessError):
-        return None

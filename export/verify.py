@@ -1,6 +1,6 @@
 """Parity: the bundle's graph through ONNX Runtime against the net rebuilt, from the bundle alone, in eager PyTorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from export.convert import Exported, versions
-from export.data import Example, load, open_source
+from export.data import open_source
+from export.examples import Example, load
 from export.nets import Net, build
 from export.recipe import recipe_of
 from export.runtime import PROVIDER, Answer, open_graph
@@ -135,7 +136,7 @@ def _pixels(manifest: Manifest, data: Path | None) -> tuple[NDArray[np.float32],
     return normalize(pictures.pixels, spec), f"{len(pictures.labels)} training pictures of {source.name}"
 
 
-def _spread(examples: Iterator[Example]) -> Iterator[Example]:
+def _spread(examples: Iterable[Example]) -> Iterator[Example]:
     """Every 16th, so that image folders, which come class by class, give more than one class."""
     return islice(examples, 0, PICTURES * 16, 16)
 

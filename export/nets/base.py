@@ -30,6 +30,8 @@ class Net(nn.Module, ABC):
     """Grid of the parameter `position` (1, special tokens + patches, width), whose last tokens are the patches."""
     depths: tuple[tuple[str, ...], ...]
     """Beginnings of the parameters' names, from those that meet the picture first to those that give the logits."""
+    undecayed: tuple[str, ...] = ()
+    """Last names of parameters that weight decay leaves alone, beside all of one dimension."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Tokenizer(nn.Sequential):
 
 
 class Cct(Net):
+    undecayed = ("position",)
+
     def __init__(self, config: CctConfig, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(config)

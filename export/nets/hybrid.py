@@ -85,6 +85,8 @@ class AttentionBottleneck(nn.Module):
 
 
 class Hybrid(Net):
+    undecayed = ("height", "width")
+
     def __init__(self, config: HybridConfig, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         expansion = 4 if config.block == "bottleneck" else 1

@@ -31,6 +31,8 @@ class VitConfig(Frozen):
 
 
 class Vit(Net):
+    undecayed = ("position", "class_token", "registers")
+
     def __init__(self, config: VitConfig, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         height, width = size

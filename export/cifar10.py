@@ -125,9 +125,7 @@ def _fetch(part: Path) -> None:
         answer = urllib.request.urlopen(request, timeout=60)  # noqa: S310 - the address is ours
     except urllib.error.HTTPError as error:
         error.close()
-        if (
-            error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        ):
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # nothing is missing, or it is another file: the checksum says which
         raise
     with answer, part.open("ab" if answer.status == HTTPStatus.PARTIAL_CONTENT else "wb") as file:

@@ -4,8 +4,9 @@ Each epoch draws its order, augmentation and stochastic depth from a seed made o
 process, so no generator state has to be kept.
 """
 
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,7 @@ def train(
     `stop_after` ends the call after that many epochs in all, as if interrupted there. Raises DataError where the
     folder holds another run, a picture cannot be read, or the loss is no longer finite.
     """
-    with ExitStack() as stack:
-        world = stack.enter_context(join(device))
+    with join(device) as world:
         torch.manual_seed(recipe.seed)
         net = build(recipe.net, recipe.size, len(source.classes)).to(world.device)
         _check_maps(net, recipe)
@@ -61,7 +61,7 @@ def train(
         config = recipe.training
         learner = Learner(net, Average(net, config.ema), build_optimizer(net, config))
         examples = source.training()
-        run = stack.enter_context(closing(Run(folder, recipe, source, examples, world)))
+        run = Run(folder, recipe, source, examples, world)
         run.open(learner)
         loader = open_loader(
             examples, recipe.preprocessing, world.device, crop_area=config.crop_area, resident=resident, workers=workers
@@ -70,7 +70,7 @@ def train(
         for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
             progress = Progress(epoch, config.epochs, quiet=world.rank > 0)
             metrics = {"epoch": epoch + 1, **trainer.epoch(epoch, progress), "held_out_accuracy": trainer.accuracy()}
-            run.save(learner, metrics)
+            run.save(learner, {**metrics, "time": time.time()})
             progress.end(metrics)
 
 

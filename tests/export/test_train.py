@@ -83,6 +83,20 @@ def test_resuming_gives_the_same_weights_as_not_stopping(net: str, training: dic
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_a_compiled_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """`compile = true` is still exact after a stop, and learns what the uncompiled net does."""
+    recipe = recipe_of("tiny-resnet", epochs=2, precision="float32", compile=True)
+    run(recipe, tmp_path / "whole")
+    for stop_after in (1, None):
+        run(recipe, tmp_path / "stopped", stop_after=stop_after)
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    run(recipe_of("tiny-resnet", epochs=2, precision="float32"), tmp_path / "eager")
+    losses = [[line["loss"] for line in read_run(tmp_path / name)[3]] for name in ("whole", "eager")]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
+
+
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     """The same seed gives the same run; another seed gives another."""
     recipe = recipe_of("tiny-cct", epochs=1, **LIVELY)

@@ -22,7 +22,10 @@ def open_source(config: DataConfig, root: Path | None, preprocessing: Preprocess
         raise DataError(f"the recipe's data ({config.kind}) is read from a folder: give --data DIR")
     if config.kind == "cifar10":
         return Cifar10(root)
-    return ImageFolder(root, preprocessing.background)
+    folder = ImageFolder(root, preprocessing.background)
+    if config.classes not in (None, len(folder.classes)):
+        raise DataError(f"{root} has {len(folder.classes)} class folders; the recipe says {config.classes} classes")
+    return folder
 
 
 class Digits(Source):

@@ -69,6 +69,7 @@ def draft_manifest(name: str, version: int, fields: Mapping[str, Any]) -> Manife
 def _provenance(recipe: Recipe, state: Mapping[str, Any]) -> Provenance:
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
+        init=state.get("init"),
         data=state["data"],
         held_out=f"1 of {HELD_OUT_SHARE} training pictures of each class, seed {HELD_OUT_SEED}",
         seed=recipe.seed,

@@ -18,6 +18,14 @@ class DataConfig(Frozen):
     """Where pictures come from: CIFAR-10 in its binary layout, an image folder, or scikit-learn's digits."""
 
     kind: Literal["cifar10", "folder", "digits"]
+    classes: int | None = Field(None, ge=2)
+    """Of an image folder, where the recipe is meant for one data set: what the folder is held to."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if self.classes is not None and self.kind != "folder":
+            raise ValueError(f"classes is said of an image folder only; {self.kind} has its own")
+        return self
 
 
 class TrainingConfig(Frozen):
@@ -43,6 +51,8 @@ class TrainingConfig(Frozen):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the moving average of the weights, which is what is evaluated and kept; 0 switches it off."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one before it, for fine-tuning."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     shift: int = Field(0, ge=0)

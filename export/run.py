@@ -21,6 +21,7 @@ from export.nets import Net
 from export.optimize import Average
 from export.recipe import Recipe
 from saccade.errors import DataError
+from saccade.manifest import Initialisation
 
 RECIPE_FILE = "recipe.json"
 RUN_FILE = "run.json"
@@ -46,7 +47,9 @@ class Run:
         self.folder = folder
         self._recipe = recipe
         self._world = world
-        self._writes = world.rank == 0
+        self.writes = world.rank == 0
+        self.classes = source.classes
+        self.init: Initialisation | None = None
         self._identity = {
             "recipe": recipe.model_dump(mode="json"),
             "classes": list(source.classes),
@@ -56,22 +59,32 @@ class Run:
         self.epoch = 0
         self.best = -1.0
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run to go on with."""
+        return (self.folder / CHECKPOINT_FILE).exists()
+
     def open(self, learner: Learner) -> None:
         """Restores the last checkpoint, or writes the first: an interrupted run always has one. Raises DataError."""
         try:
-            if (self.folder / CHECKPOINT_FILE).exists():
+            if self.begun:
                 self._restore(learner)
-            elif self._writes:
+            elif self.writes:
                 self._begin(learner)
         except OSError as error:
             raise DataError(f"could not write to {self.folder}: {error}") from error
+
+    def read_init(self) -> Initialisation | None:
+        """What the run in the folder began with; None for random weights. Raises DataError."""
+        recorded = checkpoint.read(self.folder / CHECKPOINT_FILE)[1].get("init")
+        return Initialisation.model_validate(recorded) if recorded else None
 
     def save(self, learner: Learner, metrics: dict[str, Any]) -> None:
         """Ends an epoch. `metrics` holds its number and held_out_accuracy among others."""
         self.epoch = metrics["epoch"]
         better = metrics["held_out_accuracy"] > self.best
         self.best = max(self.best, metrics["held_out_accuracy"])
-        if self._writes:
+        if self.writes:
             self._write_epoch(learner, metrics, better=better)
         self._world.wait()  # nobody opens the run again before it is written
 
@@ -92,6 +105,7 @@ class Run:
         made = {
             "data": self._identity["data"],
             "data_sha256": self._identity["data_sha256"],
+            "init": self.init and self.init.model_dump(mode="json"),
             "seed": self._recipe.seed,
             "commit": environment.commit(),
             "versions": environment.training_versions(),
@@ -116,6 +130,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         return {
             **self._identity,
+            "init": self.init and self.init.model_dump(mode="json"),
             "epoch": self.epoch,
             "best": self.best,
             "torch": torch.__version__,
@@ -133,6 +148,7 @@ class Run:
                 f"{self.folder} holds a run on other pictures: their sha256 is {state.get('data_sha256')}, "
                 f"that of {self._identity['data']} is {self._identity['data_sha256']} now"
             )
+        self.init = self.read_init()
         try:
             learner.net.load_state_dict(checkpoint.without_prefix("net", tensors))
             learner.average.net.load_state_dict(checkpoint.without_prefix("average", tensors))
@@ -140,7 +156,7 @@ class Run:
         except (RuntimeError, IndexError, ValueError) as error:
             raise DataError(f"{path} does not fit its recipe: {' '.join(str(error).split())[:300]}") from error
         self.epoch, self.best = state["epoch"], state["best"]
-        if self._writes:
+        if self.writes:
             lines = (self.folder / METRICS_FILE).read_text().splitlines()[: self.epoch]  # no checkpoint of the rest
             (self.folder / METRICS_FILE).write_text("".join(f"{line}\n" for line in lines))
             (self.folder / TENSORBOARD_FOLDER / FILE).unlink(missing_ok=True)

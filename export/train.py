@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,14 +20,15 @@ from export.augment import Augment, Normalize, flip_mask
 from export.crop import DRAWS
 from export.distributed import World, join
 from export.examples import Source, held_out
+from export.init import Weights, begin
 from export.loader import Loader, Order, Resident, open_loader
 from export.losses import Losses, Progress
 from export.nets import Net, build
-from export.nets.maps import maps_of
+from export.nets.base import layer_rates
+from export.nets.maps import checked_maps
 from export.optimize import Average, build_optimizer, rate_share, set_rate
-from export.recipe import Recipe
+from export.recipe import Recipe, TrainingConfig
 from export.run import Learner, Run
-from saccade.errors import RecipeError
 
 LOOK = 20
 """Steps between two looks at the loss."""
@@ -43,25 +43,28 @@ def train(
     folder: Path,
     *,
     device: str = "cpu",
+    init: Callable[[], Weights] | None = None,
     resident: Resident = "auto",
     workers: int = 0,
     stop_after: int | None = None,
 ) -> None:
     """Trains to the recipe's last epoch, or resumes the run in `folder`; with others, where torchrun started it.
 
-    `resident` and `workers` say how pictures come to the device (see `open_loader`), and change nothing else.
-    `stop_after` ends the call after that many epochs in all, as if interrupted there. Raises DataError where the
-    folder holds another run, a picture cannot be read, or the loss is no longer finite.
+    `init` reads the weights to begin with; a run that is resumed has its own. `resident` and `workers` say how
+    pictures come to the device (see `open_loader`), and change nothing else. `stop_after` ends the call after that
+    many epochs in all, as if interrupted there. Raises DataError where the folder holds another run or beginning, a
+    picture cannot be read, or the loss is no longer finite.
     """
+    config = recipe.training
     with join(device) as world:
         torch.manual_seed(recipe.seed)
         net = build(recipe.net, recipe.size, len(source.classes)).to(world.device)
-        _check_maps(net, recipe)
-        channels_last(net)
-        config = recipe.training
-        learner = Learner(net, Average(net, config.ema), build_optimizer(net, config))
+        checked_maps(net, recipe.default_maps)
         examples = source.training()
         run = Run(folder, recipe, source, examples, world)
+        if init is not None:
+            begin(net, run, init)
+        learner = _learner(net, config)
         run.open(learner)
         loader = open_loader(
             examples, recipe.preprocessing, world.device, crop_area=config.crop_area, resident=resident, workers=workers
@@ -147,12 +150,9 @@ class _Trainer:
         return [Order(part, crop) for part, crop in zip(indices, crops, strict=True)]
 
 
-def _check_maps(net: Net, recipe: Recipe) -> None:
-    """Before an hour of training, not after it."""
-    try:
-        maps_of(net, recipe.default_maps)
-    except ValidationError as error:
-        raise RecipeError(f"default_maps: {error.errors()[0]['msg']}") from error
+def _learner(net: Net, config: TrainingConfig) -> Learner:
+    channels_last(net)
+    return Learner(net, Average(net, config.ema), build_optimizer(net, config, layer_rates(net, config.layer_decay)))
 
 
 def channels_last(net: Net) -> None:

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe, or goes on where the run folder stands."""
-    recipes, data, cifar10, training = _needs(
-        "export", "export.recipe", "export.data", "export.cifar10", "export.train"
+    recipes, data, cifar10, training, init = _needs(
+        "export", "export.recipe", "export.data", "export.cifar10", "export.train", "export.init"
     )
     recipe = recipes.load_recipe(options.recipe)
     if options.download and recipe.data.kind == "cifar10":
@@ -50,18 +51,27 @@ def train(options: argparse.Namespace) -> None:
             raise DataError("--download needs --data DIR to put CIFAR-10 into")
         cifar10.download_cifar10(options.data)
     source = data.open_source(recipe.data, options.data, recipe.preprocessing)
+    read = options.init and partial(init.read_weights, options.init, options.models)
     try:
         training.train(
             recipe,
             source,
             options.out,
             device=options.device,
+            init=read,
             resident=options.resident,
             workers=_cpus() if options.workers is None else options.workers,
         )
     except KeyboardInterrupt:
         print(f"\nsaccade: stopped; the same command resumes from the last epoch in {options.out}", file=sys.stderr)
         raise
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Prints what a recipe's net has and costs; needs no data."""
+    recipes, describing = _needs("export", "export.recipe", "export.describe")
+    description = describing.describe(recipes.load_recipe(options.recipe))
+    print(describing.to_text(Path(options.recipe).stem, description))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -165,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
     one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     one.add_argument(
+        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
+    )
+    one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
+    one.add_argument(
         "--resident",
         choices=("auto", "always", "never"),
         default="auto",
@@ -172,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--workers", type=_count, metavar="N", help="processes that read pictures (default: one a CPU)")
     one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
+
+    one = command("describe", describe)
+    one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
 
     one = command("export", export)
     one.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `saccade train`")

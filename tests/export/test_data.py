@@ -258,6 +258,14 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
         list(ImageFolder(tmp_path, (255, 255, 255)).training())
 
 
+def test_a_folder_of_another_number_of_classes_than_the_recipe_says_is_refused(tmp_path: Path) -> None:
+    """A recipe for ImageNet never trains on some other folder by mistake: both numbers are named."""
+    write_folder(tmp_path)
+    assert open_source(DataConfig(kind="folder", classes=3), tmp_path, STRETCH).classes == ("ant", "mole", "zebra")
+    with pytest.raises(DataError, match="has 3 class folders; the recipe says 1000 classes"):
+        open_source(DataConfig(kind="folder", classes=1000), tmp_path, STRETCH)
+
+
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
     """No train/, or one class alone: said before anything is read."""
     with pytest.raises(DataError, match="has no folder train/"):

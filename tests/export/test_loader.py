@@ -1,6 +1,8 @@
 """Batches of pictures: the same from memory and from worker processes, and a picture that cannot be read is named."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,33 @@ def test_a_picture_that_cannot_be_read_is_named_when_it_is_met(tmp_path: Path, w
     assert next(batches).labels.tolist() == [0, 0]
     with pytest.raises(DataError, match=r"^[^\n]*train/class1/007\.png: the picture is damaged[^\n]*$"):
         next(batches)
+
+
+class Deadly(FewDigits):
+    """The reader of its pictures ends, as the kernel ends one that takes too much memory."""
+
+    def training(self) -> Examples:
+        return DeadlyExamples(super().training())
+
+
+class DeadlyExamples(Examples):
+    def __init__(self, examples: Examples) -> None:
+        self.labels = examples.labels
+
+    def picture(self, index: int) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError(index)
+
+    def fingerprint(self) -> str:
+        return "none"
+
+
+@pytest.mark.slow  # torch looks for it every five seconds
+def test_a_worker_process_that_is_killed_is_said_and_ends_the_run(tmp_path: Path) -> None:
+    """No endless wait, no trace: one sentence, and the run can go on from its last checkpoint."""
+    with pytest.raises(DataError, match=r"^a worker process that reads pictures ended: [^\n]+$"):
+        train(tiny_recipe("tiny-cct"), Deadly(), tmp_path / "run", resident="never", workers=1)
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
 def test_pictures_are_streamed_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,10 @@ from export.graph.places import Places
 
 _LAYOUT = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"))
 _AFTER = frozenset(("Cast", "Dropout", "Identity", "Where"))
-_BEFORE = _LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Neg", "Tanh"}
+_ROUNDED = frozenset(("QuantizeLinear", "DequantizeLinear"))
+_BEFORE = (
+    _LAYOUT | _ROUNDED | {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Neg", "Tanh"}
+)
 """What may stand between QKᵀ and Softmax: scales, masks, biases, capped scores, layouts."""
 _MIXED = "it does not weigh values as it is: something changes it first"
 
@@ -101,7 +104,7 @@ def _weighs(value: ir.Value, users: list[ir.Node], places: Places) -> Iterator[b
         if node.op_type == "MatMul":
             (other,) = [one for one in node.inputs if one is not value] or [value]
             yield other in places.labels
-        elif node.op_type in _LAYOUT:
+        elif node.op_type in _LAYOUT | _ROUNDED:
             moved = node.outputs[0]
             yield from _weighs(moved, list(moved.consumers()), places)
 

@@ -90,7 +90,7 @@ def test_one_command_makes_a_bundle_that_the_service_serves(
     with torch.inference_mode():
         scores = net(torch.from_numpy(pixels[None])).softmax(-1)[0].numpy()
     with TestClient(create_app(Settings(models=tmp_path / "models"))) as service:
-        query = {"top_k": 5, "layers": "all", "heads": "all", "rows": "all", "decimals": 9}
+        query = {"top_k": 5, "attention": "all", "heads": "all", "rows": "all", "decimals": 9}
         response = service.post("/v1/classify", params=query, content=buffer.getvalue())
     assert response.status_code == 200, response.text
     answer = response.json()

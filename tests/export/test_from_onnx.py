@@ -99,7 +99,7 @@ def test_one_command_makes_a_bundle_that_the_service_serves(
     )
     assert [one["name"] for one in answer["maps"]] == ["rollout"]
     for layer, attention in zip(answer["attention"], net.seen, strict=True):
-        np.testing.assert_allclose(np.squeeze(layer["values"]), attention[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(np.squeeze(layer["weights"]), attention[0].numpy(), atol=1e-5)
 
 
 def test_weights_stand_once_under_their_names(export: Callable[..., int], file: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from export.assemble import assemble, exporter_commit, gives_manifest
+from export.assemble import assemble, gives_manifest
+from export.environment import commit
 from export.graph.expose import Exposed
 from export.reference import Reference
 from export.weights import TOLERANCE, versions, write_files
@@ -57,7 +58,7 @@ def adopt(
             "pooling": exposed.pooling,
             "maps": exposed.maps,
             "tolerance": TOLERANCE,
-            "provenance": Provenance(origin=facts.origin, commit=exporter_commit(), versions=versions()),
+            "provenance": Provenance(origin=facts.origin, commit=commit(), versions=versions()),
             "card": facts.card,
         }
         return assemble(models, name, fields, lambda folder: _write(model, exposed, folder), reference)

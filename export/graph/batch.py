@@ -53,6 +53,8 @@ class _Search:
         self._choices: list[_Choice] = []
         self._repeated: dict[tuple[ir.Node, int], ir.Value] = {}
         """Constants of a Concat, and the value that has the batch which they lack."""
+        self._tiled: set[tuple[ir.Node, int]] = set()
+        """Constants that have an entry for each window, and need one for each window of each picture."""
 
     def open(self) -> None:
         """Searches, then changes the graph. Raises DataError."""
@@ -86,6 +88,8 @@ class _Search:
             if given != list(node.inputs):
                 several.labels[node.outputs[0]] = self._side_by_side(node)
                 return True
+        if node.op_type in ("Add", "Sub", "Mul", "Where") and self._tile(node):
+            return True
         several.follow(node)
         return all(value not in several.lost or value in self._one.lost for value in node.outputs)
 
@@ -120,6 +124,25 @@ class _Search:
                 moved = cells.reshape(*target.shape[:axis], *split, *target.shape[axis + 1 :])
                 if np.array_equal(moved.take(0, axis + inner), target):
                     yield axis, moved.reshape(*target.shape[:axis], length * BATCH, *target.shape[axis + 1 :])
+
+    def _tile(self, node: ir.Node) -> bool:
+        """A mask of windows on an axis of windows of one picture, which is one of pictures times windows now."""
+        several = self._several
+        values = [value for value in node.inputs if value is not None and several.shape(value) is not None]
+        shapes = [several.shape_of(value) for value in values]
+        rank, longest = max(map(len, shapes), default=0), max((shape[0] for shape in shapes if shape), default=0)
+        short = [
+            at
+            for at, (value, shape) in enumerate(zip(values, shapes, strict=True))
+            if value not in several.labels and len(shape) == rank > 0 and 1 < shape[0] == longest // BATCH
+        ]
+        if not short or len(values) < len(node.inputs):
+            return False
+        placed = [several.labels[value] for value in values if value in several.labels]
+        whole = [(longest, *shape[1:]) if at in short else shape for at, shape in enumerate(shapes)]
+        several.labels[node.outputs[0]] = several.grids.joined(placed, np.broadcast_shapes(*whole))
+        self._tiled |= {(node, at) for at in short}
+        return True
 
     def _repeat(self, node: ir.Node) -> None:
         labelled = next((value for value in node.inputs if value in self._several.labels), None)
@@ -159,6 +182,13 @@ class _Search:
             target = [-1 if at == choice.axis else length for at, length in enumerate(shape)]
             node.replace_input_with(1, add.constant(np.array(target)))
             node.attributes.pop("allowzero", None)
+        for node, index in self._tiled:
+            constant = node.inputs[index]
+            shape = self._several.shape_of(constant)
+            add.before = node
+            whole = add("Concat", add("Shape", self._model.graph.inputs[0], start=0, end=1), list(shape), axis=0)
+            tiled = add("Expand", add("Unsqueeze", constant, [0]), whole)
+            node.replace_input_with(index, add("Reshape", tiled, [-1, *shape[1:]]))
         for (node, index), beside in self._repeated.items():
             constant = node.inputs[index]
             length = self._several.shape_of(constant)[node.attributes["axis"].as_int()]

@@ -18,7 +18,7 @@ from export.graph.places import Places
 from saccade.errors import DataError
 
 MICROSOFT = "com.microsoft"
-_KEPT = frozenset(("Einsum",))
+_KEPT = frozenset(("Einsum", "SplitToSequence"))
 """Operators of opset 20, which stay as they are where no plainer one does the same."""
 Rewrite = Callable[[Adder, Places, ir.Node], list[ir.Value | None]]
 """Adds the plain nodes and gives the values of the outputs, None for one that it cannot give. Raises ValueError."""
@@ -190,6 +190,29 @@ def _einsum(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     return [add("Transpose", add("MatMul", first, second), perm=[given.index(letter) for letter in result])]
 
 
+def _split_to_sequence(_: Adder, __: Places, ___: ir.Node) -> list[ir.Value | None]:
+    """Nobody uses it any more when each SequenceAt behind it is a Slice."""
+    raise ValueError("it is taken apart where its parts are taken")
+
+
+def _sequence_at(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
+    """One part of a split, as a Slice."""
+    sequence, place = node.inputs
+    split = None if sequence is None else sequence.producer()
+    index = places.constant(place)
+    if split is None or split.op_type != "SplitToSequence" or index is None:
+        raise ValueError("its sequence is no split")
+    sizes = places.constant(split.inputs[1]) if len(split.inputs) > 1 else np.array(1)
+    shape = places.shape_of(split.inputs[0])
+    axis = integer(split, "axis", 0) % len(shape)
+    if sizes is None or (len(split.inputs) == 1 and not integer(split, "keepdims", 1)):
+        raise ValueError("its split has no sizes")
+    step = np.full(-(-shape[axis] // int(sizes)), int(sizes)) if sizes.ndim == 0 else sizes
+    ends = np.cumsum([0, *step]).tolist()
+    at = int(index) % len(step)
+    return [add("Slice", split.inputs[0], [ends[at]], [ends[at + 1]], [axis])]
+
+
 def _with_activation(operator: str, beside: int) -> Rewrite:
     """A Conv or Gemm with an activation behind it, and a Conv that adds its fourth input before."""
 
@@ -226,6 +249,8 @@ _ACTIVATIONS: dict[str, dict[str, float]] = {
 REWRITES: dict[tuple[str, str], Rewrite] = {
     ("", "Attention"): fused_attention.standard,
     ("", "Einsum"): _einsum,
+    ("", "SplitToSequence"): _split_to_sequence,
+    ("", "SequenceAt"): _sequence_at,
     ("", "RMSNormalization"): _rms_norm,
     ("", "SimplifiedLayerNormalization"): _rms_norm,
     ("", "Swish"): _swish,

@@ -11,15 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export.graph.evaluate import evaluate
 from export.graph.labels import NOWHERE, Cells, Frame, constant_along
 from export.graph.nodes import integer
 from export.graph.places import Places
-from export.graph.rules import reduced_axes
+from export.graph.rules import MOVES, reduced_axes
 from saccade.manifest import AttentionLayer, Pooling
 
 _MEANS = frozenset(("ReduceMean", "ReduceSum", "GlobalAveragePool"))
-_SAME = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"])
-"""What changes no number between the pool and the head."""
+_LAYOUT = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "Transpose"))
+"""What may stand between a softmax over tokens and the product that pools by it."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _learned_sum(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value] | N
 def _softmax(value: ir.Value) -> ir.Value | None:
     """The result of the softmax that a value is, but for its layout."""
     node = value.producer()
-    while node is not None and node.op_type in (*_SAME, "Transpose") and node.inputs[0] is not None:
+    while node is not None and node.op_type in _LAYOUT and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
     return value if node is not None and node.op_type == "Softmax" else None
@@ -219,10 +220,23 @@ def _head(logits: ir.Value, places: Places) -> Head | None:
     return Head(pooled, by_class, weight_from, offset, bias)
 
 
+def _changes_nothing(node: ir.Node, places: Places) -> bool:
+    """Whether the numbers of the first input come out as they are and in their order, whatever the shape."""
+    shape = None if node.inputs[0] is None else places.shape(node.inputs[0])
+    if node.op_type in ("Cast", "Dropout"):
+        return True
+    constants = [places.constant(value) for value in node.inputs[1:]]
+    if node.op_type not in MOVES.split() or shape is None or any(value is None for value in constants):
+        return False
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    moved = evaluate(node, [numbers, *constants])
+    return len(moved) == 1 and np.array_equal(moved[0].ravel(), numbers.ravel())
+
+
 def _pooled_tokens(pooled: ir.Value | None, places: Places) -> tuple[ir.Value, tuple[int, ...], ir.Value | None] | None:
     """(tokens, the axes pooled over, learned weights or None for the mean)."""
     node = pooled.producer() if pooled is not None else None
-    while node is not None and node.op_type in _SAME:
+    while node is not None and _changes_nothing(node, places):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     if node is None or node.domain != "" or node.inputs[0] not in places.labels:
         return None

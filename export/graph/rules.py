@@ -14,6 +14,11 @@ from export.graph.evaluate import evaluate, output_shapes
 from export.graph.labels import NOWHERE, Grids, Labels, constant_along, nowhere
 from export.graph.nodes import integer
 
+MOVES = (
+    "Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather GatherElements GatherND Split Expand Tile Identity "
+    "DepthToSpace SpaceToDepth Compress"
+)
+"""Operators that move numbers and change none."""
 Given = Sequence[Labels | NDArray[Any] | None]
 Rule = Callable[[Grids, ir.Node, Given], list[Labels]]
 
@@ -160,8 +165,7 @@ def _shapes(node: ir.Node, given: Given) -> list[tuple[int, ...]]:
 
 RULES: dict[str, Rule] = {}
 for _rule, _names in (
-    (_moves, "Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather GatherElements GatherND Split Expand Tile "
-             "Identity DepthToSpace SpaceToDepth Compress"),
+    (_moves, MOVES),
     (_pads, "Pad"),
     (_concatenates, "Concat"),
     (_keeps, "Add Sub Mul Div Pow Mod Min Max Mean Sum Where And Or Xor Not Equal Less LessOrEqual Greater "

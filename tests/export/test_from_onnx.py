@@ -102,6 +102,50 @@ def test_one_command_makes_a_bundle_that_the_service_serves(
         np.testing.assert_allclose(np.squeeze(layer["weights"]), attention[0].numpy(), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with what differs most, each taken from its ONNX file by the command."""
+    folder = tmp_path_factory.mktemp("family")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    for name in FAMILY:
+        net = models.lively(getattr(models, name)())
+        path = write(net, net.size, folder / f"{name}.onnx", "script")
+        command = ["export", "--from-onnx", str(path), "--labels", str(folder / "labels.txt"), "--fit", "stretch"]
+        assert main([*command, "--name", name.lower(), "--models", str(folder / "models")]) == 0
+    return folder / "models"
+
+
+FAMILY = ("Swin", "MobileVit", "SeqPool", "Registers", "Distilled", "LastTokens", "Convolutions")
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_differs_most_is_served(family: Path, name: str) -> None:
+    """Windows, learned pooling, registers, two heads, a class token at the end, no attention: scores, attention and an
+    exact class map through the service, as the eager net gives them.
+    """
+    net = models.lively(getattr(models, name)())
+    manifest = open_bundle(family / name.lower() / "1").manifest
+    picture = Image.fromarray((np.random.default_rng(1).random((*net.size, 3)) * 255).astype(np.uint8))
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    with torch.inference_mode():
+        scores = net(torch.from_numpy(preprocess(picture, manifest.preprocessing)[None])).softmax(-1)[0].numpy()
+    maps = {"maps": "class", "classes": "1"} if "class" in manifest.maps.available else {}
+    query = {"top_k": 5, "attention": "all", "heads": "all", "decimals": 9, **maps}
+    with TestClient(create_app(Settings(models=family, default_model=name.lower()))) as service:
+        response = service.post("/v1/classify", params=query, content=buffer.getvalue())
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    seen = {one["label"]: one["score"] for one in answer["labels"]}
+    assert seen == pytest.approx(dict(zip(LABELS, scores, strict=True)), abs=1e-5)
+    expected = [window for layer in net.seen for window in layer[0].reshape(-1, *layer.shape[-3:])]
+    for entry, weights in zip(answer["attention"] or [], expected, strict=True):
+        np.testing.assert_allclose(entry["weights"], weights.numpy(), atol=1e-5)
+    if maps:
+        (drawn,) = answer["maps"]
+        assert drawn["sum"] + drawn["bias"] == pytest.approx(drawn["logit"], abs=1e-4)
+
+
 def test_weights_stand_once_under_their_names(export: Callable[..., int], file: Path, tmp_path: Path) -> None:
     """Each initializer of 1 kB or more is in weights.safetensors, bit for bit; model.onnx points at it."""
     assert export(file) == 0

@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def write(net: torch.nn.Module, size: tuple[int, int], path: Path, how: str, opset: int = 18) -> Path:
-    """`how`: open or fixed (torch.export, batch open or 1), or script (TorchScript, batch open)."""
+    """`how`: open, raw (not optimised) or fixed (torch.export, batch open or 1), or script (TorchScript, open)."""
     example = torch.zeros(1 if how == "fixed" else 2, 3, *size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     options: dict[str, Any] = {"verbose": False, "input_names": ["x"], "opset_version": opset}
@@ -31,7 +31,8 @@ def write(net: torch.nn.Module, size: tuple[int, int], path: Path, how: str, ops
         options |= {"dynamo": False, "dynamic_axes": {"x": {0: "n"}}}
     else:
         options |= {"dynamo": True, "external_data": False}
-        options["dynamic_shapes"] = {"x": {0: torch.export.Dim("n")}} if how == "open" else None
+        options["dynamic_shapes"] = {"x": {0: torch.export.Dim("n")}} if how in ("open", "raw") else None
+        options["optimize"] = how != "raw"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what an exporter says of itself
         torch.onnx.export(net, (example,), path, **options)

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 WIDTH, HEADS, CLASSES = 16, 2, 5
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(B, heads, N, d) thrice -> (result, weights); `mask` is (windows, 1, N, N) for a batch of batch * windows."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, tiled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(B, heads, N, d) thrice -> (result, weights); `mask` is (windows, 1, N, N), or `tiled` for batch * windows."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if mask is not None:
-        scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+        scores = scores + mask if tiled else (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
     weights = scores.softmax(-1)
     return weights @ value, weights
 
@@ -29,7 +31,8 @@ def heads_of(x: Tensor, heads: int = HEADS) -> Tensor:
 
 class Classifier(nn.Module):
     size = (32, 48)
-    grid = (4, 6)
+    tiled = False
+    """A mask of windows is repeated for each picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, owner: Classifier, mask: Tensor | None = None) -> Tensor:
         y = self.norm1(x)
         parts = [heads_of(projection(y), self.heads) for projection in (self.query, self.key, self.value)]
-        attended, weights = attend(parts[0], parts[1], parts[2], mask)
+        attended, weights = attend(parts[0], parts[1], parts[2], mask, owner.tiled)
         owner.seen.append(weights)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
@@ -275,7 +278,6 @@ class Swin(Classifier):
     """Windows of 3 x 3 on 8 x 8 patches, so with padding; the second block shifted by 1 and masked; then merged."""
 
     size = (32, 32)
-    grid = (3, 3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,6 +307,8 @@ class Swin(Classifier):
         windows = padded.reshape(batch, 3, 3, 3, 3, width).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, width)
         mask = torch.zeros(9, 1, 9, 9)
         mask[-1, :, :, 4:] = -100.0 if shift else 0.0
+        if self.tiled:
+            mask = mask.repeat(batch, 1, 1, 1)
         windows = block(windows, self, mask if shift else None)
         self.seen[-1] = self.seen[-1].unflatten(0, (batch, 9))
         x = windows.reshape(batch, 3, 3, 3, 3, width).permute(0, 1, 3, 2, 4, 5).reshape(batch, 9, 9, width)
@@ -313,9 +317,29 @@ class Swin(Classifier):
         return x[:, :8, :8]
 
 
-class MobileVit(Classifier):
-    """Attention among pixels of the same place in their 2 x 2 patches: interleaved windows."""
+class TiledSwin(Swin):
+    """Exported for one picture its mask is a constant with one entry for each window."""
 
+    tiled = True
+
+
+class Split(Vit):
+    """Queries, keys and values by torch.split, which torch's exporter writes as a sequence; products by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin()
+        x = self.project(self.norm(self.patch(x).flatten(2).transpose(1, 2))).unflatten(-1, (HEADS, -1))
+        query, key, value = x.split([8, 8, 8], -1)  # each (B, N, heads, d)
+        weights = (torch.einsum("bihd,bjhd->bhij", query, key) / math.sqrt(8)).softmax(-1)
+        self.seen.append(weights)
+        return self.head(torch.einsum("bhij,bjhd->bihd", weights, value).flatten(2).mean(1))
+
+
+class MobileVit(Classifier):
     size = (16, 24)
     grid = (4, 6)
 

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[list[tuple[tuple[int, int], SpecialTokens]], str | None, 
     "TorchEncoder": ([((4, 6), NO)], "mean", ("rollout",)),
     "Hybrid": ([((4, 6), NO)], "mean", ("rollout", "class")),
     "Swin": ([((3, 3), NO), ((3, 3), NO), ((4, 4), NO)], "mean", ("class",)),
+    "Split": ([((4, 6), NO)], "mean", ("rollout", "class")),
     "MobileVit": ([((4, 6), NO)], None, ("class",)),
     "TalkingHeads": ([], None, ("class",)),
     "ReducedKeys": ([], None, ("class",)),
@@ -34,7 +35,9 @@ CASES: dict[str, tuple[list[tuple[tuple[int, int], SpecialTokens]], str | None, 
 }
 """Grid and special tokens of each layer, how the logits read the tokens, maps."""
 
-BOTH = [("Vit", "fixed"), ("Swin", "open"), ("TorchEncoder", "fixed"), ("SeqPool", "fixed"), ("Convolutions", "open")]
+BOTH = [
+    ("Vit", "fixed"), ("Swin", "open"), ("TorchEncoder", "fixed"), ("TiledSwin", "fixed"), ("Split", "raw"),
+]  # fmt: skip
 """Torch's other exporter takes seconds: one with an open batch that is hard, and some that have to be opened."""
 
 
@@ -44,7 +47,7 @@ def test_attention_grid_reading_and_maps_are_those_of_the_net(
 ) -> None:
     """Logits to 1e-4, attention to 1e-5 of the eager net's own, in depth order and for any batch; grids as they are."""
     net, path = case(name, how)
-    layers, pooling, maps = CASES[name]
+    layers, pooling, maps = CASES[name.removeprefix("Tiled")]
     model, found = exposed(path, net.size)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert [(layer.grid, layer.special_tokens) for layer in found.layers] == layers

@@ -131,7 +131,8 @@ def test_what_differs_most_is_served(family: Path, name: str) -> None:
     with torch.inference_mode():
         scores = net(torch.from_numpy(preprocess(picture, manifest.preprocessing)[None])).softmax(-1)[0].numpy()
     maps = {"maps": "class", "classes": "1"} if "class" in manifest.maps.available else {}
-    query = {"top_k": 5, "attention": "all", "heads": "all", "decimals": 9, **maps}
+    whole = {"attention": "all", "heads": "all"} if manifest.attention else {}
+    query = {"top_k": 5, "decimals": 9, **whole, **maps}
     with TestClient(create_app(Settings(models=family, default_model=name.lower()))) as service:
         response = service.post("/v1/classify", params=query, content=buffer.getvalue())
     assert response.status_code == 200, response.text

@@ -340,8 +340,9 @@ class Split(Vit):
 
 
 class MobileVit(Classifier):
+    """Attention among pixels of the same place in their 2 x 2 patches: interleaved windows."""
+
     size = (16, 24)
-    grid = (4, 6)
 
     def __init__(self) -> None:
         super().__init__()

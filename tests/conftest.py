@@ -7,6 +7,7 @@ SACCADE_CIFAR10 and say so when it is not set.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,6 +120,12 @@ def service(models: Path) -> Iterator[TestClient]:
     """The service with its defaults and all of `NETS`, the default model being tiny-cct."""
     with TestClient(create_app(Settings(models=models, default_model="tiny-cct")), raise_server_exceptions=False) as it:
         yield it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """What a shell starts with `&` ignores SIGINT, and so do its children: a test that presses Ctrl-C would hang."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,7 +127,8 @@ def test_what_needs_one_grid_is_refused_in_words_where_there_are_two(
 ) -> None:
     """rows=pool is for layers with the tokens that are pooled; rollout is not offered; a head must be in the layer."""
     first, last = bundles[name].manifest.attention[0], bundles[name].manifest.attention[-1]
-    pooled = f"layer 0 has {first.tokens} tokens; the pooled row has {last.tokens}"
+    grids = [f"{layer.grid[0]} x {layer.grid[1]} + 0 tokens" for layer in (first, last)]
+    pooled = f"layer 0 has {grids[0]}; the pooled row is that of the last layer, {grids[1]}"
     asked = [
         ({"attention": "all", "rows": "pool"}, "invalid_parameter", pooled),
         ({"attention": "0", "rows": "pool"}, "invalid_parameter", pooled),

@@ -125,7 +125,10 @@ def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLa
     found, layer = used[-1]
     if found.cells is None or found.frame is None or layer.windows is not None:
         return None
-    return read_pooling(head, places, found.frame, found.cells[0], layer)
+    reading = read_pooling(head, places, found.frame, found.cells[0], layer)
+    if reading is not None and reading.weights is not None and any(one.windows for _, one in used):
+        return None  # the map of learned pooling is a sibling of rollout, and needs layers that see the whole picture
+    return reading
 
 
 def _one_frame(used: list[tuple[Found, AttentionLayer]]) -> bool:

@@ -62,11 +62,10 @@ def _even(patches: Cells, frame: Frame) -> tuple[int, int] | None:
 def _windows(cells: Cells, frame: Frame) -> Geometry | str:
     """Tries each shape that windows of so many tokens, and so many windows, can have."""
     count, tokens = cells.shape
-    sorted_windows = cells
     for rows, columns in _factors(tokens):
         for down, across in _factors(count):
             for windows in _candidates(cells, frame, (rows, columns), (down, across)):
-                if np.array_equal(window_cells(windows, (rows, columns)), sorted_windows):
+                if np.array_equal(window_cells(windows, (rows, columns)), cells):
                     return (rows, columns), SpecialTokens(), windows
     return (f"its {count} windows of {tokens} tokens do not lie on the {frame.rows} x {frame.columns} patches as "
             "blocks or interleaved")  # fmt: skip

@@ -1,5 +1,6 @@
 """An ONNX file from anywhere, read with care: nothing outside of its folder is touched, nothing is unpickled."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -28,6 +29,7 @@ def read_model(path: Path) -> ir.Model:
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path, tensor)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # of a broken graph it warns; ONNX Runtime refuses it in words
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # of the reader; its exceptions share no base class
@@ -68,7 +70,10 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
         raise DataError(f"{path}: the tensor {tensor.name!r} is at {location!r}, which is out of the model's folder")
     if not file.is_file():
         raise DataError(f"{path}: the tensor {tensor.name!r} is in {location}, and there is no such file beside it")
-    offset, length = int(said.get("offset", 0)), int(said.get("length", 0))
+    try:
+        offset, length = int(said.get("offset", 0)), int(said.get("length", 0))
+    except ValueError as error:
+        raise DataError(f"{path}: the tensor {tensor.name!r} says no place in {location}: {error}") from error
     size = file.stat().st_size
     if offset < 0 or length < 0 or offset + length > size:
         end = offset + length

@@ -109,19 +109,15 @@ def _multiplies(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
     placed = [(labels, axis) for labels, axis in ((left, left.cells.ndim - 1), (right, right.cells.ndim - 2))
               if labels.frame.order]  # fmt: skip
     kept = [(labels, axis) for labels, axis in placed if constant_along(labels.cells, axis)]
-    if not placed:
-        return [nowhere(_as_vector(given, nowhere(shape)).shape)]
     if kept:
         labels, axis = kept[0]
         result = Labels(labels.frame, labels.cells.take([0], axis))
+    elif len(placed) == 1:
+        labels, axis = placed[0]
+        result = grids.merged(labels, (axis,))
     else:
-        result = grids.merged(*_single_axis(placed)) if len(placed) == 1 else nowhere((1,) * len(shape))
+        result = nowhere((1,) * len(shape))
     return [_as_vector(given, Labels(result.frame, np.broadcast_to(result.cells, shape)))]
-
-
-def _single_axis(placed: list[tuple[Labels, int]]) -> tuple[Labels, tuple[int, ...]]:
-    ((labels, axis),) = placed
-    return labels, (axis,)
 
 
 def _operand(node: ir.Node, one: Labels | NDArray[Any] | None, index: int) -> Labels:

@@ -77,7 +77,9 @@ def architecture_of(configuration: Mapping[str, Any]) -> str:
 
 
 def labels_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
-    """By number, from id2label. Equal labels get their numbers behind: the manifest's differ from each other."""
+    """By number, from id2label. Equal labels (ImageNet has two cranes) get their numbers behind them, all of them: the
+    manifest's differ from each other.
+    """
     given = configuration.get("id2label")
     if not isinstance(given, dict) or not given:
         count = configuration.get("num_labels", 2)
@@ -88,12 +90,14 @@ def labels_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
         raise DataError(f"id2label of {CONFIGURATION} must have whole numbers as keys: {error}") from error
     if sorted(numbered) != list(range(len(numbered))):
         raise DataError(f"id2label of {CONFIGURATION} must number its {len(numbered)} labels from 0, without gaps")
-    labels = [numbered[number] for number in range(len(numbered))]
-    while max(occurring := Counter(labels).values(), default=1) > 1:
-        assert occurring
-        several = {label for label, times in Counter(labels).items() if times > 1}
-        labels = [f"{label} ({number})" if label in several else label for number, label in enumerate(labels)]
-    return tuple(labels)
+    return _distinct(tuple(numbered[number] for number in range(len(numbered))))
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    several = {label for label, times in Counter(labels).items() if times > 1}
+    if not several:
+        return labels
+    return _distinct(tuple(f"{it} ({number})" if it in several else it for number, it in enumerate(labels)))
 
 
 def scores_of(configuration: Mapping[str, Any], count: int) -> Literal["softmax", "sigmoid"]:
@@ -134,9 +138,10 @@ def model_of(configuration: Mapping[str, Any], state: State) -> nn.Module:
                 None, config=config, state_dict=dict(state), dtype=torch.float32, attn_implementation="eager",
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
-        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError) as error:
+        except Exception as error:  # configurations and modules raise nearly everything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise DataError(
-                f"transformers cannot build {model_class.__name__} from {CONFIGURATION}: {error}"
+                f"transformers cannot build a {model_class.__name__} of {CONFIGURATION}: {reason}"
             ) from error
     mismatched = [f"{name} is {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in seen["mismatched_keys"]]
     problems = mismatched + [f"{name} is missing" for name in sorted(seen["missing_keys"])]
@@ -196,7 +201,7 @@ def _quiet() -> Iterator[None]:
 
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield

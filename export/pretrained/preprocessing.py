@@ -52,7 +52,7 @@ def processor_of(files: Mapping[str, Any], model_type: str) -> Any:
     known = {key: value for key, value in content.items() if key != "auto_map"}
     try:
         return getattr(transformers, f"{name}Pil").from_dict(known)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except Exception as error:  # it raises nearly everything for values of another kind
         raise DataError(f"the checkpoint's {name} has values that transformers refuses: {error}") from error
 
 
@@ -142,7 +142,8 @@ def _check_no_padding(crop: tuple[int, int], resized: tuple[int, int]) -> None:
 def _normalization(processor: Any, *, normalizes: bool | None = None) -> dict[str, Any]:
     """Mean and std of values from 0 to 1, such that they give (level * rescale_factor - mean) / std."""
     factor = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if processor.do_normalize if normalizes is None else normalizes:
         mean, std = _three(processor.image_mean), _three(processor.image_std)
     return {"mean": tuple(m / factor for m in mean), "std": tuple(s / factor for s in std)}

@@ -26,14 +26,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from export.explain.rollout import rollout
+from export.names import CLASS_TOKENS, INPUT
 from export.nets import Net
-from export.nets.maps import CLASS_TOKENS, output_names, rolls_out
+from export.nets.maps import output_names, rolls_out
 from saccade.bundle import GRAPH, WEIGHTS
 from saccade.errors import BundleError
 from saccade.pooling import pooled_row
 
 OPSET = 20
-INPUT = "pixel_values"
 
 TOLERANCE = {
     "CPUExecutionProvider": {

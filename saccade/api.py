@@ -65,6 +65,11 @@ class ClassifyOptions(Frozen):
         pattern=rf"^(all|pool|{_INDICES})$",
         description="Rows (tokens that look) of each layer; `pool` is the row that the classifier reads",
     )
+    windows: str = Field(
+        "all",
+        pattern=rf"^(all|{_INDICES})$",
+        description="Windows of each layer that attends within parts of the picture (Swin); others have none",
+    )
     decimals: int = Field(6, ge=0, le=9, description="Digits after the point of scores, maps and weights")
     timeout_ms: int | None = Field(
         None, ge=1, le=3_600_000, description="Give up after so many milliseconds; the service's default if absent"
@@ -112,6 +117,7 @@ _GRAMMAR = {
     "attention": "none, last, all, or layer indices with commas",
     "heads": "mean, all, or head indices with commas",
     "rows": "all, pool, or token indices with commas",
+    "windows": "all, or window indices with commas",
 }
 
 
@@ -178,7 +184,7 @@ class Label(_Wire):
     label: str
     index: int
     score: float
-    """Probability over all classes."""
+    """Probability over all classes; of a multi-label model, of this label by itself."""
 
 
 class Map(_WithArrays):
@@ -204,10 +210,24 @@ class SpecialTokensPlace(_Wire):
     place: Literal["first", "last"]
 
 
+class Window(_Wire):
+    """Which window of a layer: its number, row and column, and how windows lie on the picture (`Windows`)."""
+
+    number: int
+    row: int
+    column: int
+    count: tuple[int, int]
+    picture: tuple[int, int]
+    layout: Literal["blocks", "interleaved"]
+    shift: tuple[int, int]
+
+
 class Attention(_WithArrays):
-    """Softmax weights of one layer: `weights[head][row][token]` is how much `token` gave to `row`."""
+    """Softmax weights of one layer, or of one window: `weights[head][row][token]` is how much `token` gave to `row`."""
 
     layer: int
+    window: Window | None = None
+    """Of a layer that attends within windows, an entry for each; `grid` is then that of one window."""
     heads: Literal["mean"] | list[int]
     grid: tuple[int, int]
     special_tokens: SpecialTokensPlace
@@ -319,6 +339,8 @@ class ModelSummary(_Wire):
     labels: int
     maps: list[str]
     attention_layers: int
+    scores: Literal["softmax", "sigmoid"]
+    """Over all classes, or of each label by itself."""
     input_size: tuple[int, int]
     """Height and width."""
 

@@ -1,7 +1,8 @@
 """golden.npz: a few made pictures with what the source model answers; the service runs them before it says ready.
 
-Logits and maps stand whole; of each attention layer 8 rows, chosen by a fixed seed. The pictures are made here, so
-that the file may be redistributed with any model.
+Logits and maps stand whole; of each attention layer some rows (of windows, of some), and of the class map's tokens some
+patches, chosen by a fixed seed: as many as the limit on the file's size allows. The pictures are made here, so that the
+file may be redistributed with any model.
 """
 
 import io
@@ -11,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,8 @@ from saccade.manifest import Manifest
 from saccade.preprocess import normalize
 
 MAX_BYTES = 1_000_000
-ATTENTION_ROWS = 8
-PICTURES = 4
 SEED = 7
+WINDOWS = 8
 
 _ONE_AT_A_TIME = threading.Lock()
 """numpy reads an array's head with `ast`, whose count of recursions threads share in CPython 3.11 (gh-106905): sessions
@@ -47,20 +48,30 @@ def made_pictures(count: int, height: int, width: int, seed: int) -> NDArray[np.
     return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
 
 
+class _Extent(NamedTuple):
+    """How much of each output the file holds."""
+
+    pictures: int
+    rows: int
+    """Of each head of each attention layer or window."""
+    patches: int
+    """Of the class map's tokens."""
+
+
+_EXTENTS = (_Extent(4, 8, 4096), _Extent(2, 8, 4096), _Extent(1, 8, 4096), _Extent(1, 4, 64), _Extent(1, 1, 16))
+"""The first that fits: four pictures of a small net, one row of each head of a ViT-L."""
+
+
 def golden_file(manifest: Manifest, answer: Callable[[NDArray[np.float32]], Arrays]) -> bytes:
     """The content of golden.npz. `answer` is the source model: (n, 3, H, W) -> outputs by name."""
     spec = manifest.preprocessing
-    for count in (PICTURES, 2, 1):
-        pictures = made_pictures(count, spec.height, spec.width, SEED)
+    for extent in _EXTENTS:
+        pictures = made_pictures(extent.pictures, spec.height, spec.width, SEED)
         outputs = answer(normalize(pictures, spec))
         arrays: dict[str, NDArray[np.generic]] = {"pictures": pictures}
         generator = np.random.default_rng(SEED)
         for name in manifest.outputs:
-            if _kind(name) == "attention":
-                rows = np.sort(generator.permutation(outputs[name].shape[2])[:ATTENTION_ROWS])
-                arrays[name], arrays[f"{name}_rows"] = outputs[name][:, :, rows], rows
-            else:
-                arrays[name] = outputs[name]
+            arrays |= _kept(name, outputs[name], extent, generator)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its keyword allow_pickle hides the rest
         if buffer.tell() <= MAX_BYTES:
@@ -109,8 +120,32 @@ def _kind(output: str) -> str:
     return re.sub(r"_\d+$", "", output)
 
 
+_AXES = {"windows": 1, "rows": -2}
+"""Of attention (batch, [windows,] heads, rows, tokens) and of class tokens (batch, rows, width)."""
+
+
+def _kept(
+    name: str, output: NDArray[np.float32], extent: _Extent, generator: np.random.Generator
+) -> dict[str, NDArray[np.generic]]:
+    """What of an output is kept, and under `<name>_<axis>` which of it, where it is not all."""
+    counts: dict[str, int] = {}
+    if _kind(name) == "attention":
+        counts = {"rows": extent.rows} if output.ndim == 4 else {"windows": WINDOWS, "rows": extent.rows}
+    elif _kind(name) == "class_tokens" and output.shape[1] > extent.patches:
+        counts = {"rows": extent.patches}
+    chosen: dict[str, NDArray[np.generic]] = {}
+    for axis, count in counts.items():
+        picked = np.sort(generator.permutation(output.shape[_AXES[axis]])[:count])
+        output = output.take(picked, _AXES[axis])
+        chosen[f"{name}_{axis}"] = picked
+    return {name: output, **chosen}
+
+
 def _difference(golden: Mapping[str, NDArray[np.generic]], name: str, output: NDArray[np.float32]) -> float:
-    seen = output[:, :, golden[f"{name}_rows"]] if f"{name}_rows" in golden else output
+    seen = output
+    for axis, place in _AXES.items():
+        if f"{name}_{axis}" in golden:
+            seen = seen.take(golden[f"{name}_{axis}"], place)  # type: ignore[arg-type]
     expected = golden[name]
     if seen.shape != expected.shape:
         raise ValueError(f"output {name} has shape {seen.shape}; golden.npz has {expected.shape}")

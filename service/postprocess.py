@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from saccade.errors import InferenceFailed
 from saccade.geometry import Region
-from saccade.manifest import Manifest
+from saccade.manifest import AttentionLayer, Manifest
 from saccade.pooling import pooled_row
 from service.selection import LayerSelection, Selection
 
@@ -36,8 +36,7 @@ def answer(
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise InferenceFailed(f"{manifest.id} gave a value that is not finite in its output {name}")
-    logits = outputs["logits"]
-    scores = softmax(logits)
+    scores = (softmax if manifest.scores == "softmax" else sigmoid)(outputs["logits"])
     order = top(scores, selection.top_k)
     return {
         "model": {"name": manifest.name, "version": manifest.version},
@@ -45,7 +44,7 @@ def answer(
         "maps": [entry for name in selection.maps for entry in maps(manifest, head, selection, name, outputs, order)],
         "attention": None
         if selection.attention is None
-        else [attention(manifest, chosen, outputs, selection.decimals) for chosen in selection.attention],
+        else [entry for chosen in selection.attention for entry in attention(manifest, chosen, outputs, selection)],
         "geometry": {
             "image": {"width": size[0], "height": size[1]},
             "region": {name: round(value, 4) for name, value in seen._asdict().items()},
@@ -58,6 +57,11 @@ def softmax(logits: Floats) -> NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - float(logits.max()))
     probabilities: NDArray[np.float64] = powers / powers.sum()
     return probabilities
+
+
+def sigmoid(logits: Floats) -> NDArray[np.float64]:
+    """(labels,) -> each label's own probability, in float64; written so that no power overflows."""
+    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 def top(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
@@ -128,9 +132,28 @@ def class_maps(
     ]
 
 
-def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, decimals: int) -> dict[str, Any]:
-    """Softmax weights of one layer, (heads, rows, tokens)."""
-    weights = outputs[chosen.layer.output]  # (H, N, N)
+def attention(
+    manifest: Manifest, chosen: LayerSelection, outputs: Outputs, selection: Selection
+) -> list[dict[str, Any]]:
+    """The entries of one layer: one, or one for each window that was asked for."""
+    weights = outputs[chosen.layer.output]  # (H, N, N), or (windows, H, N, N)
+    if chosen.windows is None:
+        return [_entry(manifest, chosen, outputs, weights, None, selection.decimals)]
+    return [
+        _entry(manifest, chosen, outputs, weights[number], _window(chosen.layer, number), selection.decimals)
+        for number in chosen.windows
+    ]
+
+
+def _entry(
+    manifest: Manifest,
+    chosen: LayerSelection,
+    outputs: Outputs,
+    weights: Floats,
+    window: dict[str, Any] | None,
+    decimals: int,
+) -> dict[str, Any]:
+    """Softmax weights (H, N, N) of one layer or window, by heads and rows: (heads, rows, tokens)."""
     if chosen.rows == "pool":
         weights = reading_row(manifest, outputs)[None] @ weights  # (H, 1, N)
     elif chosen.rows != "all":
@@ -139,6 +162,7 @@ def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, deci
     special = chosen.layer.special_tokens
     return {
         "layer": chosen.number,
+        "window": window,
         "heads": chosen.heads,
         "grid": chosen.layer.grid,
         "special_tokens": {"count": special.count, "place": special.place},
@@ -146,6 +170,13 @@ def attention(manifest: Manifest, chosen: LayerSelection, outputs: Outputs, deci
         "shape": weights.shape,
         "weights": rounded(weights, decimals),
     }
+
+
+def _window(layer: AttentionLayer, number: int) -> dict[str, Any]:
+    windows = layer.windows
+    assert windows is not None
+    row, column = divmod(number, windows.count[1])
+    return {"number": number, "row": row, "column": column, **windows.model_dump()}
 
 
 def reading_row(manifest: Manifest, outputs: Outputs) -> Floats:

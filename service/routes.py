@@ -240,5 +240,6 @@ def _summary(classifier: Classifier, default: Classifier | None) -> dict[str, An
         labels=len(manifest.labels),
         maps=list(manifest.maps.available),
         attention_layers=len(manifest.attention),
+        scores=manifest.scores,
         input_size=(manifest.preprocessing.height, manifest.preprocessing.width),
     ).model_dump()

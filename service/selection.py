@@ -20,10 +20,16 @@ class LayerSelection(NamedTuple):
     layer: AttentionLayer
     heads: Literal["mean"] | Indices
     rows: Literal["all", "pool"] | Indices
+    windows: Indices | None
+    """Of a layer that attends within windows, those that are asked for; each is an entry of the answer."""
+
+    @property
+    def entries(self) -> int:
+        return 1 if self.windows is None else len(self.windows)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(heads, rows, tokens)."""
+        """(heads, rows, tokens) of an entry."""
         heads = 1 if self.heads == "mean" else len(self.heads)
         rows = {"all": self.layer.tokens, "pool": 1}.get(cast(str, self.rows)) or len(self.rows)
         return heads, rows, self.layer.tokens
@@ -78,6 +84,8 @@ _SMALLER: tuple[dict[str, object], ...] = (
     {"attention": "last", "heads": "mean"},
     {"attention": "last", "rows": "pool"},
     {"attention": "last", "heads": "mean", "rows": "pool"},
+    {"attention": "last", "heads": "mean", "windows": "0"},
+    {"attention": "last", "heads": "mean", "windows": "0", "rows": "0"},
     {"attention": "none"},
     {"attention": "none", "classes": ("top1",)},
     {"attention": "none", "maps": "none"},
@@ -120,7 +128,13 @@ def _why_not(manifest: Manifest, name: MapName) -> str:
         return "its logits are no sum over patches"
     if not manifest.attention:
         return "it has no attention layers"
-    return "its pooling is not learned" if name == "pooling" else "its attention layers do not share one grid"
+    if name == "pooling":
+        return "its pooling is not learned"
+    if any(layer.windows for layer in manifest.attention):
+        return "its attention layers see parts of the picture, windows"
+    if manifest.pooling is None:
+        return "how it pools its tokens is not known"
+    return "its attention layers do not share one grid"
 
 
 def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "topk"] | Indices:
@@ -175,12 +189,40 @@ def _layer(manifest: Manifest, options: ClassifyOptions, index: int) -> LayerSel
         rows = "all"
     elif options.rows == "pool":
         rows = "pool"
-        pooled = manifest.attention[-1].tokens
-        if layer.tokens != pooled:
-            raise InvalidParameter(f"rows=pool: layer {index} has {layer.tokens} tokens; the pooled row has {pooled}")
+        _check_pooled_row(manifest, index)
     else:
         rows = _within("rows", options.rows, layer.tokens, f"tokens of layer {index}")
-    return LayerSelection(index, layer, heads, rows)
+    return LayerSelection(index, layer, heads, rows, _windows(manifest, options, index))
+
+
+def _check_pooled_row(manifest: Manifest, index: int) -> None:
+    layer, last = manifest.attention[index], manifest.attention[-1]
+    if manifest.pooling is None:
+        raise UnsupportedMap(f"rows=pool: how {manifest.id} pools its tokens is not known")
+    if layer.windows or last.windows:
+        raise UnsupportedMap(f"rows=pool: {manifest.id} attends within windows, and no row of theirs is pooled")
+    if (layer.grid, layer.special_tokens) != (last.grid, last.special_tokens):
+        raise InvalidParameter(
+            f"rows=pool: layer {index} has {_tokens(layer)}; the pooled row is that of the last layer, {_tokens(last)}"
+        )
+
+
+def _tokens(layer: AttentionLayer) -> str:
+    return f"{layer.grid[0]} x {layer.grid[1]} + {layer.special_tokens.count} tokens"
+
+
+def _windows(manifest: Manifest, options: ClassifyOptions, index: int) -> Indices | None:
+    layer = manifest.attention[index]
+    if layer.windows is None:
+        if options.windows != "all":
+            raise InvalidParameter(
+                f"windows: layer {index} of {manifest.id} attends to the whole picture; leave it out"
+            )
+        return None
+    count = layer.windows.count[0] * layer.windows.count[1]
+    if options.windows == "all":
+        return tuple(range(count))
+    return _within("windows", options.windows, count, f"windows of layer {index}")
 
 
 def _within(name: str, text: str, count: int, what: str) -> Indices:
@@ -219,7 +261,7 @@ def _numbers(manifest: Manifest, selection: Selection) -> int:
             count += manifest.attention[-1].patches
     for layer in selection.attention or ():
         heads, rows, tokens = layer.shape
-        count += heads * rows * tokens
+        count += layer.entries * heads * rows * tokens
     return count
 
 
@@ -227,4 +269,5 @@ def _most_bytes(manifest: Manifest, selection: Selection) -> int:
     """An upper bound of the JSON: a sign, digits before the point, the point, the decimals, an exponent, a comma."""
     labels = selection.top_k * (max(len(label.encode()) for label in manifest.labels) * 6 + 60)
     arrays = selection.numbers * (selection.decimals + 9)
-    return arrays + labels + _ENVELOPE_BYTES * (1 + len(selection.maps) + len(selection.attention or ()))
+    entries = sum(layer.entries for layer in selection.attention or ())
+    return arrays + labels + _ENVELOPE_BYTES * (1 + len(selection.maps) + entries)

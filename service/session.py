@@ -90,7 +90,9 @@ def load_head(bundle: Bundle) -> Head | None:
         return None
     try:
         with safe_open(bundle.weights, framework="numpy") as file:
-            head = Head(file.get_tensor(class_map.weight), file.get_tensor(class_map.bias))
+            weight = file.get_tensor(class_map.weight)
+            bias = np.zeros(weight.shape[:1], np.float32) if class_map.bias is None else file.get_tensor(class_map.bias)
+            head = Head(weight, bias)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{bundle.weights}: {error}") from error
     classes = len(bundle.manifest.labels)
@@ -133,7 +135,7 @@ def _output_shapes(manifest: Manifest, head: Head | None) -> dict[str, tuple[int
     """Without the batch axis; None where the manifest does not say."""
     shapes: dict[str, tuple[int | None, ...]] = {"logits": (len(manifest.labels),)}
     for layer in manifest.attention:
-        shapes[layer.output] = (layer.heads, layer.tokens, layer.tokens)
+        shapes[layer.output] = layer.shape
     maps = manifest.maps
     if maps.pooling:
         shapes[maps.pooling] = (manifest.attention[-1].tokens,)

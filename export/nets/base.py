@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from export.names import attention_output
 from saccade.manifest import AttentionLayer, Pooling
 
 
@@ -42,5 +43,5 @@ class Net(nn.Module, ABC):
 def attention_layer(index: int, grid: tuple[int, int], heads: int, **special: object) -> AttentionLayer:
     """Geometry of layer `index` under the fixed name of its output."""
     return AttentionLayer.model_validate(
-        {"output": f"attention_{index:02d}", "grid": grid, "heads": heads, "special_tokens": special}
+        {"output": attention_output(index), "grid": grid, "heads": heads, "special_tokens": special}
     )

@@ -34,6 +34,7 @@ def test_an_empty_query_means_the_documented_defaults() -> None:
         "attention": "none",
         "heads": "mean",
         "rows": "all",
+        "windows": "all",
         "decimals": 6,
         "timeout_ms": None,
     }
@@ -50,6 +51,7 @@ def test_an_empty_query_means_the_documented_defaults() -> None:
         "classes=tench%2C+Tinca+tinca&classes=3",
         "attention=last&heads=all&rows=pool",
         "attention=0,2&heads=1,0&rows=0,16,3",
+        "attention=last&windows=0,3",
         "decimals=0&timeout_ms=3600000&top_k=100000&min_score=1.0",
         "decimals=9&timeout_ms=1&attention=all",
     ],

@@ -177,6 +177,73 @@ def test_outputs_that_cannot_be_compressed_take_fewer_pictures(bundle: Bundle) -
         golden_file(manifest, lambda pixels: {"logits": generator.random((len(pixels), 400_000), np.float32)})
 
 
+def large(**fields: Any) -> Manifest:
+    """A model that was not trained here, of 224 pixels, without maps."""
+    return Manifest.model_validate(
+        {
+            "schema_version": 1, "name": "large", "version": 1, "labels": ("a", "b"), "files": {},
+            "maps": {"default": ()},
+            "preprocessing": {"height": 224, "width": 224, "fit": "stretch", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+            "tolerance": {CPU: {"logits": 1e-4, "attention": 1e-5, "class_tokens": 1e-4}},
+            "provenance": {"origin": {"kind": "onnx", "name": "large.onnx"}, "commit": None, "versions": {}},
+            "card": {"summary": "", "license": "", "parameters": 1}, **fields,
+        }
+    )  # fmt: skip
+
+
+SWIN_T = [(8, 3), (8, 3), (4, 6), (4, 6), *[(2, 12)] * 6, (1, 24), (1, 24)]
+"""Windows each way and heads, a layer."""
+LARGE: dict[str, list[dict[str, Any]]] = {
+    "ViT-L/16": [{"grid": (14, 14), "heads": 16, "special_tokens": {"count": 1}}] * 24,
+    "Swin-T": [
+        {"grid": (7, 7), "heads": heads, "windows": {"count": (side, side), "picture": (7 * side, 7 * side)}}
+        for side, heads in SWIN_T
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_models_have_a_golden_file_that_tells_each_layer(name: str, tmp_path: Path) -> None:
+    """As many rows and windows as fit; a change in any of the layers is still seen."""
+    layers = [{**layer, "output": f"attention_{index:02d}"} for index, layer in enumerate(LARGE[name])]
+    manifest = large(attention=layers)
+
+    def answer(pixels: NDArray[np.float32]) -> Arrays:
+        generator = np.random.default_rng(5)
+        outputs = {"logits": pixels.mean((2, 3))[:, :2]}
+        for layer in manifest.attention:
+            one = generator.random(layer.shape, np.float32) / layer.tokens
+            outputs[layer.output] = np.broadcast_to(one, (len(pixels), *layer.shape))
+        return outputs
+
+    path = tmp_path / "golden.npz"
+    path.write_bytes(golden_file(manifest, answer))
+    assert path.stat().st_size <= MAX_BYTES
+    assert max(golden_differences(manifest, path, answer).values()) == 0
+    for layer in manifest.attention:
+        wrong = changed(answer, layer.output, lambda values: values + np.float32(1e-3))
+        assert golden_differences(manifest, path, wrong)[layer.output] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_of_a_large_class_map_some_patches_are_kept(tmp_path: Path) -> None:
+    """A CNN of 28 x 28 cells of 1,024 channels; logits stay whole."""
+    maps = {"default": (), "class_map": {"tokens": "class_tokens", "weight": "w", "bias": None, "grid": (28, 28)}}
+    manifest = large(maps=maps)
+    tokens = np.random.default_rng(0).random((784, 1024), np.float32)
+
+    def answer(pixels: NDArray[np.float32]) -> Arrays:
+        return {"logits": pixels[:, 0, 0, :2], "class_tokens": np.broadcast_to(tokens, (len(pixels), *tokens.shape))}
+
+    path = tmp_path / "golden.npz"
+    path.write_bytes(golden_file(manifest, answer))
+    with np.load(path) as file:
+        chosen = file["class_tokens_rows"]
+        assert len(chosen) >= 16
+        np.testing.assert_array_equal(file["class_tokens"][0], tokens[chosen])
+    wrong = changed(answer, "class_tokens", lambda values: values * 2)
+    assert golden_differences(manifest, path, wrong)["class_tokens"] > 0.1
+
+
 SIDE_BY_SIDE = """
 import gc, sys, time
 from concurrent.futures import ThreadPoolExecutor

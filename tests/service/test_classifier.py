@@ -67,7 +67,7 @@ def test_an_answer_has_the_keys_of_the_wire_format_and_no_others(service: TestCl
     assert set(answer["timing"]) == {"decode_ms", "queue_ms", "run_ms", "total_ms", "batch_size"}
     assert (answer["attention"] is not None) == attentive
     for entry in answer["attention"] or ():
-        assert set(entry) == {"layer", "heads", "grid", "special_tokens", "rows", "shape", "weights"}
+        assert set(entry) == {"layer", "window", "heads", "grid", "special_tokens", "rows", "shape", "weights"}
         assert set(entry["special_tokens"]) == {"count", "place"}
 
 

@@ -143,6 +143,7 @@ def test_every_parameter_is_documented_with_its_bounds_and_default(document: dic
         ("attention", ["none", "last", "all", "0", "1,0"], ["", "first", "0,", "-1"]),
         ("heads", ["mean", "all", "0", "1,0"], ["", "max", "0;1"]),
         ("rows", ["all", "pool", "0", "3,1"], ["", "cls", "1,,2"]),
+        ("windows", ["all"], ["", "pool", "1,,2"]),
     ],
 )
 def test_the_documented_patterns_are_those_that_are_checked(

@@ -1,0 +1,60 @@
+"""One node by itself: its value by onnx's own evaluator, or the shapes of its results."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+OPSET = 20
+
+
+def evaluate(node: ir.Node, inputs: Sequence[NDArray[Any] | None]) -> list[NDArray[Any]]:
+    """The outputs of a node of the standard domain. Raises whatever the evaluator does not like."""
+    proto, names = _alone(node)
+    feed = {name: array for name, array in zip(names, inputs, strict=True) if name and array is not None}
+    results = ReferenceEvaluator(proto, opsets={"": OPSET}).run(None, feed)
+    return [np.asarray(result) for result in results]
+
+
+def output_shapes(
+    node: ir.Node, shapes: Sequence[tuple[int, ...]], constants: Sequence[NDArray[Any] | None]
+) -> list[tuple[int, ...]]:
+    """By onnx's shape inference. Raises ValueError where it knows no shape."""
+    proto, names = _alone(node)
+    schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+    types, data = {}, {}
+    for name, value, shape, constant in zip(names, node.inputs, shapes, constants, strict=True):
+        if not name or value is None:
+            continue
+        kind = onnx.TensorProto.FLOAT if constant is None else onnx.helper.np_dtype_to_tensor_dtype(constant.dtype)
+        types[name] = onnx.helper.make_tensor_type_proto(kind, shape)
+        if constant is not None and constant.size < 1024:
+            data[name] = onnx.numpy_helper.from_array(constant)
+    inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=_OPSETS)
+    found = []
+    for name in proto.output:
+        if name not in inferred or not inferred[name].tensor_type.HasField("shape"):
+            raise ValueError("its result has no known shape")
+        dims = inferred[name].tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            raise ValueError("its result has no known shape")
+        found.append(tuple(dim.dim_value for dim in dims))
+    return found
+
+
+_OPSETS = [onnx.helper.make_opsetid("", OPSET)]
+
+
+def _alone(node: ir.Node) -> tuple[onnx.NodeProto, list[str]]:
+    """The node under names of its own: values of a graph under work may have none."""
+    proto = ir.to_proto(node)
+    names = ["" if value is None else f"in_{index}" for index, value in enumerate(node.inputs)]
+    del proto.input[:]
+    proto.input.extend(names)
+    del proto.output[:]
+    proto.output.extend(f"out_{index}" for index in range(len(node.outputs)))
+    return proto, names

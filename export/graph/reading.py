@@ -1,0 +1,225 @@
+"""How the logits read the tokens of the last attention layer, and what the exact class map is made of.
+
+Going back from the logits, numbers about one token read that token; a mean over tokens reads each by the same share; a
+sum or a concatenation of two readings reads both alike.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.graph.labels import NOWHERE, Cells, Frame, constant_along
+from export.graph.nodes import integer
+from export.graph.places import Places
+from export.graph.rules import reduced_axes
+from saccade.manifest import AttentionLayer, Pooling
+
+_MEANS = frozenset(("ReduceMean", "ReduceSum", "GlobalAveragePool"))
+_SAME = frozenset("Reshape Flatten Squeeze Unsqueeze Identity Dropout Cast".split())
+"""What changes no number between the pool and the head."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`weights` (batch, …) are those of learned pooling, with one number a token."""
+
+    pooling: Pooling
+    weights: ir.Value | None = None
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """logits = head(sum over positions of share * tokens): what the exact class map is read from."""
+
+    tokens: ir.Value
+    positions: tuple[int, ...]
+    """Axes of `tokens` over which the head's input is the mean or the learned sum; they are in the order of the grid."""
+    channel: int
+    grid: tuple[int, int]
+    weights: ir.Value | None
+    """Of learned pooling; None: the mean."""
+    pooled: ir.Value
+    """(batch, width), what the head takes."""
+    weight: NDArray[Any]
+    """(classes, width)"""
+    weight_from: ir.Value
+    bias_from: ir.Value | None
+    bias: NDArray[Any] | None
+    """What broadcasts to (classes,)."""
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+
+def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, layer: AttentionLayer) -> Reading | None:
+    """How the logits read the tokens labelled `row`; None where it is no way that the manifest can say."""
+    reader = _Reader(places, frame, row)
+    shares = reader.shares(logits)
+    if isinstance(shares, ir.Value):
+        return Reading(Pooling(kind="learned"), shares) if layer.special_tokens.count == 0 else None
+    if shares is None:
+        return None
+    mean = np.where(row >= 0, 1 / layer.patches, 0.0)
+    special = [index for index in range(len(row)) if row[index] < 0]
+    candidates: list[tuple[Pooling, NDArray[np.float64]]] = [(Pooling(kind="mean"), mean)]
+    for index in special:
+        one = np.eye(len(row))[index]
+        candidates += [(Pooling(kind="class_token", index=index), one),
+                       (Pooling(kind="class_and_mean", index=index), (one + mean) / 2)]  # fmt: skip
+        if index + 1 in special:
+            both = (one + np.eye(len(row))[index + 1]) / 2
+            candidates.append((Pooling(kind="class_and_distillation", index=index), both))
+    return next((Reading(pooling) for pooling, expected in candidates if np.allclose(shares, expected)), None)
+
+
+class _Reader:
+    """The share of each token in a value, (N,), sums to 1; or the weights of learned pooling; None where unknown."""
+
+    def __init__(self, places: Places, frame: Frame, row: Cells) -> None:
+        self._places, self._frame, self._row = places, frame, row
+        self._seen: dict[ir.Value, NDArray[np.float64] | ir.Value | None] = {}
+
+    def shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
+        if value not in self._seen:
+            self._seen[value] = None
+            self._seen[value] = self._shares(value)
+        return self._seen[value]
+
+    def _shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
+        about, mixed = self._tokens(value)
+        if len(about) == 1 and not mixed:
+            return self._uniform(about)
+        node = value.producer()
+        if len(about) > 1 or node is None or node.domain != "":
+            return None
+        inputs = [one for one in node.inputs if one is not None and one in self._places.labels]
+        if node.op_type in _MEANS and len(self._tokens(inputs[0])[0]) > 1:
+            learned = _learned_sum(node, self._places)
+            about, mixed = self._tokens(inputs[0])
+            return learned[0] if learned else None if mixed else self._uniform(about)
+        if node.op_type == "MatMul" and len(inputs) == 2:
+            learned = learned_product(node, self._places)
+            return learned[0] if learned and len(self._tokens(learned[1])[0]) == len(self._row) else None
+        found = [self.shares(one) for one in inputs]
+        if len(found) == 1:
+            return found[0]
+        rows = [one for one in found if isinstance(one, np.ndarray)]
+        if len(rows) != len(found) or not rows:
+            return found[0] if all(one is found[0] for one in found) else None
+        if all(np.allclose(one, rows[0]) for one in rows) or node.op_type in ("Add", "Concat", "Sum", "Mean"):
+            return np.mean(rows, axis=0)
+        return None
+
+    def _tokens(self, value: ir.Value) -> tuple[list[int], bool]:
+        """The tokens of the first picture that a value is about, and whether some of it is about none of them."""
+        labels = self._places.labels[value]
+        if labels.frame != self._frame or not labels.shape or labels.shape[0] != self._places.batch:
+            return [], True
+        found = np.unique(labels.cells[0])
+        return [int(cell) for cell in found if cell in self._row and cell != NOWHERE], not np.isin(
+            found, self._row[self._row != NOWHERE]
+        ).all()
+
+    def _uniform(self, about: list[int]) -> NDArray[np.float64]:
+        share = np.isin(self._row, about).astype(np.float64)
+        return share / share.sum()
+
+
+def learned_product(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value] | None:
+    """(softmax weights over tokens, tokens) of a MatMul that pools by them."""
+    left, right = node.inputs
+    if left is None or right is None or left not in places.labels or right not in places.labels:
+        return None
+    if len(places.labels[left].shape) != 3 or places.labels[left].shape[1] != 1:
+        return None
+    weights = _softmax(left)
+    return (weights, right) if weights is not None else None
+
+
+def _learned_sum(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value] | None:
+    """The same of a sum over tokens times weights."""
+    product = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node.op_type != "ReduceSum" or product is None or product.op_type != "Mul":
+        return None
+    for weights, tokens in (product.inputs, product.inputs[::-1]):
+        softmax = _softmax(weights) if weights is not None and weights in places.labels else None
+        if softmax is not None and tokens is not None and tokens in places.labels:
+            return softmax, tokens
+    return None
+
+
+def _softmax(value: ir.Value) -> ir.Value | None:
+    """The result of the softmax that a value is, but for its layout."""
+    node = value.producer()
+    while node is not None and node.op_type in (*_SAME, "Transpose") and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value if node is not None and node.op_type == "Softmax" else None
+
+
+def read_class_tokens(logits: ir.Value, places: Places) -> ClassTokens | None:
+    """What the exact class map is read from; None where anything but the head follows the pool."""
+    node, bias = logits.producer(), None
+    if node is not None and node.op_type == "Add":
+        for product, constant in (node.inputs, node.inputs[::-1]):
+            if product is not None and places.constant(constant) is not None:
+                node, bias = product.producer(), constant
+                break
+    if node is None or node.op_type not in ("MatMul", "Gemm") or node.domain != "":
+        return None
+    pooled, weight = node.inputs[0], places.constant(node.inputs[1])
+    plain = node.op_type == "MatMul" or (
+        integer(node, "transA", 0) == 0
+        and all(node.attributes[name].as_float() == 1 for name in ("alpha", "beta") if name in node.attributes)
+    )
+    if weight is None or weight.ndim != 2 or not plain:
+        return None
+    if node.op_type == "Gemm" and len(node.inputs) > 2:
+        if bias is not None:
+            return None
+        bias = node.inputs[2]
+    found = _pooled_tokens(pooled, places)
+    if found is None or pooled is None or node.inputs[1] is None:
+        return None
+    tokens, positions, weights = found
+    labels = places.labels[tokens]
+    (channel,) = set(range(1, len(labels.shape))) - set(positions) or {0}
+    frame = labels.frame
+    ordered = np.moveaxis(labels.cells, channel, -1)
+    if channel == 0 or labels.shape[0] != places.batch or not constant_along(ordered, ordered.ndim - 1):
+        return None
+    if frame.cells == 1 or not np.array_equal(ordered[0, ..., 0].ravel(), np.arange(frame.cells)):
+        return None
+    width = labels.shape[channel]
+    by_class = weight if node.op_type == "Gemm" and integer(node, "transB", 0) else weight.T
+    if by_class.shape[1] != width or len(places.labels[pooled].shape) != 2:
+        return None
+    return ClassTokens(tokens, positions, channel, (frame.rows, frame.columns), weights, pooled, by_class,
+                       node.inputs[1], bias, None if bias is None else places.constant(bias))  # fmt: skip
+
+
+def _pooled_tokens(pooled: ir.Value | None, places: Places) -> tuple[ir.Value, tuple[int, ...], ir.Value | None] | None:
+    """(tokens, the axes pooled over, learned weights or None for the mean)."""
+    node = pooled.producer() if pooled is not None else None
+    while node is not None and node.op_type in _SAME:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.domain != "" or node.inputs[0] not in places.labels:
+        return None
+    data = node.inputs[0]
+    assert data is not None
+    if node.op_type in ("ReduceMean", "GlobalAveragePool"):
+        rank = len(places.labels[data].shape)
+        axes = reduced_axes(node, places.constant(node.inputs[1]) if len(node.inputs) > 1 else None, rank)
+        return (data, axes, None) if len(axes) == rank - 2 else None
+    learned = learned_product(node, places) if node.op_type == "MatMul" else _learned_sum(node, places)
+    if learned is None or len(places.labels[learned[1]].shape) != 3:
+        return None
+    return learned[1], (1,), learned[0]

@@ -94,8 +94,10 @@ def model(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     torch.manual_seed(seed)
     made = model_class(model_class.config_class(**{**family.configuration, **labels, **changes}))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for key, parameter in made.named_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+            if key.endswith("normalization.weight"):
+                parameter.add_(1)  # MobileViT begins with norms near 0, behind which all pictures look alike
         for key, buffer in made.named_buffers():
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand_like(buffer) + (0.5 if key.endswith("var") else -0.5))

@@ -1,0 +1,60 @@
+"""A PyTorch module -> an ONNX graph of plain operators, opset 20, whose initializers are the module's own parameters."""
+
+import logging
+import warnings
+from ast import literal_eval
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from export.convert import INPUT, OPSET
+from export.eager import plain_attention
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules that a node stands in, the outermost first."""
+
+
+def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str]) -> ir.Model:
+    """`module` takes (batch, 3, H, W), the batch being dynamic. Attention is written as MatMul, Softmax, MatMul.
+
+    Raises whatever the module, torch.export or the exporter raise.
+    """
+    # A batch of 1 would be specialised on by torch.export; 2 stays dynamic.
+    example = torch.zeros(2, 3, *size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it announces the torchvision operators it lacks
+    with warnings.catch_warnings(), plain_attention(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations inside of torch.export, none of which a caller can act on
+        exported = torch.export.export(
+            module.eval(), (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, strict=False
+        )
+        _plain_means(exported)
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(outputs),
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def name_after_modules(model: ir.Model) -> None:
+    """Softmax nodes are called after the module that computes them, as its author knows it: `encoder.3.attention`."""
+    for node in model.graph:
+        if node.op_type == "Softmax" and SCOPES in node.metadata_props:
+            scopes = literal_eval(node.metadata_props[SCOPES])[:-1]
+            node.name = (scopes[-1] if scopes else "").removeprefix("model").removeprefix(".") or node.name
+
+
+def _plain_means(exported: ExportedProgram) -> None:
+    """A mean written as adaptive pooling to one place would be decomposed into strides, in which nobody knows it."""
+    for node in exported.graph.nodes:
+        if node.target is torch.ops.aten.adaptive_avg_pool1d.default and list(node.args[1]) == [1]:
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-1], True)
+    exported.graph_module.recompile()

@@ -1,22 +1,20 @@
 """A run -> a bundle: graph, weights, manifest and golden file, verified before anybody can see them."""
 
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from export.convert import TOLERANCE, versions, write_model
+from export.assemble import assemble, exporter_commit, gives_manifest
+from export.convert import write_model
 from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
 from export.nets.maps import maps_of
 from export.recipe import Recipe
+from export.reference import RecipeNet
 from export.run import read_run
-from export.verify import prove
-from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
-from saccade.errors import BundleError, first_problem
-from saccade.manifest import SCHEMA_VERSION, Card, Manifest, Provenance, Training
+from export.weights import TOLERANCE, versions
+from saccade.bundle import Bundle
+from saccade.errors import BundleError
+from saccade.manifest import Card, Provenance, Training
 
 
 def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bundle:
@@ -28,24 +26,14 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise BundleError(f"the weights in {run} do not fit its recipe: {error}") from error
-    version = next_version(models, name)
-    try:
+    net.eval()
+    with gives_manifest(run):
         fields = {
             **promises(net, recipe, labels),
             "provenance": _provenance(recipe, state),
             "card": _card(recipe, net, state, metrics),
         }
-        draft = draft_manifest(name, version, fields)
-    except ValidationError as error:
-        raise BundleError(f"{run} gives no manifest: {first_problem(error)}") from error
-
-    def write(folder: Path) -> Mapping[str, Any]:
-        write_model(net.eval(), recipe.size, folder)
-        parity, golden = prove(Bundle(folder, draft), data)
-        (folder / GOLDEN).write_bytes(golden)
-        return {**fields, "parity": parity}
-
-    return write_bundle(models, name, version, write)
+        return assemble(models, name, fields, lambda folder: write_model(net, recipe.size, folder), RecipeNet, data)
 
 
 def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -60,24 +48,18 @@ def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any
     }
 
 
-def draft_manifest(name: str, version: int, fields: Mapping[str, Any]) -> Manifest:
-    """A manifest before its files are hashed."""
-    identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version, "files": {}}
-    return Manifest.model_validate({**identity, **fields})
-
-
-def _provenance(recipe: Recipe, state: Mapping[str, Any]) -> Provenance:
+def _provenance(recipe: Recipe, state: dict[str, Any]) -> Provenance:
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
         data=state["data"],
         held_out=f"1 of {HELD_OUT_SHARE} training pictures of each class, seed {HELD_OUT_SEED}",
         seed=recipe.seed,
-        commit=_commit(),
+        commit=exporter_commit(),
         versions={**versions(), "torch (training)": state["torch"]},
     )
 
 
-def _card(recipe: Recipe, net: Net, state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> Card:
+def _card(recipe: Recipe, net: Net, state: dict[str, Any], metrics: list[dict[str, Any]]) -> Card:
     trained = metrics[: state["epoch"]]
     return Card(
         summary=recipe.card.summary,
@@ -90,12 +72,3 @@ def _card(recipe: Recipe, net: Net, state: Mapping[str, Any], metrics: list[dict
             hardware=state["hardware"],
         ),
     )
-
-
-def _commit() -> str | None:
-    """Of the exporter's source; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
-    except (OSError, subprocess.CalledProcessError):
-        return None

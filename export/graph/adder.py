@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Adder:
-    """Appends to a graph: a call makes a node of one float32 output, whose inputs may be arrays or lists of integers."""
+    """Appends to a graph: a call makes a node of one float32 output; its inputs may be arrays or lists."""
 
     def __init__(self, model: ir.Model, replaced: ir.Value) -> None:
         """`replaced` is the output of theirs whose place is taken by one of ours."""
@@ -41,7 +41,7 @@ class Adder:
         return value
 
     def initializer(self, array: NDArray[Any], source: ir.Value) -> ir.Value:
-        """The initializer that holds `array`, of which `source` was made by transposing; a new one where there is none."""
+        """The initializer that holds `array`, of which `source` was made by transposing, or else a new one."""
         root = source
         while (node := root.producer()) is not None and node.inputs and node.inputs[0] is not None:
             root = node.inputs[0]

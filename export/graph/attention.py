@@ -11,11 +11,10 @@ from export.graph.labels import Cells, Frame, constant_along
 from export.graph.nodes import integer
 from export.graph.places import Places
 
-_BEFORE = frozenset("Add Sub Mul Div Where Cast Reshape Transpose Squeeze Unsqueeze Flatten Max Min Clip Identity Neg "
-                    "Tanh Expand".split())  # fmt: skip
+_LAYOUT = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"))
+_AFTER = frozenset(("Cast", "Dropout", "Identity", "Where"))
+_BEFORE = _LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Neg", "Tanh"}
 """What may stand between QKᵀ and Softmax: scales, masks, biases, capped scores, layouts."""
-_AFTER = frozenset("Cast Dropout Identity Where".split())
-_LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Expand".split())
 
 
 @dataclass(frozen=True)

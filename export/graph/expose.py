@@ -1,4 +1,4 @@
-"""A classifier's graph gets the outputs that a bundle has: attention, pooling, rollout and the tokens of the class map."""
+"""A classifier's graph gets the outputs of a bundle: attention, pooling, rollout and the tokens of the class map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def expose(
     add = Adder(model, replaced=head)
     add.named(pixels, INPUT)
     class_map, result = (None, head) if tokens is None else _head(add, tokens, shape[1])
-    outputs = {add.named(result, LOGITS): shape[1:]}
+    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS): shape[1:]}
     attention = [add.named(_unfolded(add, found), layer.output) for found, layer in used]
     outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
     learned = None
@@ -93,7 +93,8 @@ def expose(
 def _layers(
     found: list[Found], grid: tuple[int, int] | None, names: Sequence[str] | None
 ) -> tuple[tuple[Row, ...], list[tuple[Found, AttentionLayer]]]:
-    rows, used = [], []
+    rows: list[Row] = []
+    used: list[tuple[Found, AttentionLayer]] = []
     for index, one in enumerate(found):
         layer = layer_of(one, attention_output(len(used)), grid)
         where = one.name if names is None else names[index]
@@ -106,9 +107,11 @@ def _layers(
 
 
 def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLayer]]) -> Reading | None:
-    if not used or used[-1][0].cells is None or used[-1][0].frame is None or used[-1][1].windows is not None:
+    if not used:
         return None
     found, layer = used[-1]
+    if found.cells is None or found.frame is None or layer.windows is not None:
+        return None
     return read_pooling(head, places, found.frame, found.cells[0], layer)
 
 

@@ -66,7 +66,7 @@ class Places:
         for value, result in zip(node.outputs, results, strict=False):
             if isinstance(result, Labels):
                 self.labels[value] = result
-            else:
+            elif isinstance(result, np.ndarray):
                 self._constants[value] = result
 
     def _results(self, node: ir.Node) -> list[Labels] | list[NDArray[Any]]:
@@ -80,6 +80,6 @@ class Places:
         if node.op_type in ("Shape", "Size") and labels[0] is not None:
             shape = np.array(labels[0].shape, np.int64)
             part = shape[integer(node, "start", 0) : integer(node, "end", len(shape))]
-            return [part if node.op_type == "Shape" else shape.prod(keepdims=False)]
+            return [part if node.op_type == "Shape" else np.asarray(shape.prod())]
         given = [constant if label is None else label for label, constant in zip(labels, constants, strict=True)]
         return follow(self._grids, node, given)

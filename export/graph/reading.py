@@ -18,7 +18,7 @@ from export.graph.rules import reduced_axes
 from saccade.manifest import AttentionLayer, Pooling
 
 _MEANS = frozenset(("ReduceMean", "ReduceSum", "GlobalAveragePool"))
-_SAME = frozenset("Reshape Flatten Squeeze Unsqueeze Identity Dropout Cast".split())
+_SAME = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"])
 """What changes no number between the pool and the head."""
 
 
@@ -36,7 +36,7 @@ class ClassTokens:
 
     tokens: ir.Value
     positions: tuple[int, ...]
-    """Axes of `tokens` over which the head's input is the mean or the learned sum; they are in the order of the grid."""
+    """Axes of `tokens` over which the head's input is the mean or the learned sum, in the order of the grid."""
     channel: int
     grid: tuple[int, int]
     weights: ir.Value | None

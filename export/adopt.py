@@ -1,0 +1,77 @@
+"""A model that was trained elsewhere -> a bundle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from export.assemble import assemble, exporter_commit, gives_manifest
+from export.graph.expose import Exposed
+from export.reference import Reference
+from export.weights import TOLERANCE, versions, write_files
+from saccade.bundle import Bundle
+from saccade.errors import DataError
+from saccade.manifest import Card, Origin, Preprocessing, Provenance, Scores
+
+LARGE = 1024
+"""Initializers of so many bytes go into weights.safetensors."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a bundle says beside what its graph says."""
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    origin: Origin
+    card: Card
+    scores: Scores = "softmax"
+
+
+def adopt(
+    model: ir.Model,
+    exposed: Exposed,
+    facts: Facts,
+    reference: Callable[[Bundle], Reference],
+    models: Path,
+    name: str,
+) -> Bundle:
+    """The next version of `name` from an exposed graph (see `expose`), held to the source model, or nothing at all.
+
+    `model` is changed. `reference` gets the bundle as it will be: its graph and weights are there, its parity is not.
+    Raises DataError where labels and logits differ in number, BundleError where a promise does not hold.
+    """
+    if len(facts.labels) != exposed.classes:
+        raise DataError(f"there are {len(facts.labels)} labels and the model gives {exposed.classes} logits")
+    with gives_manifest(facts.origin.name):
+        fields = {
+            "labels": facts.labels,
+            "scores": facts.scores,
+            "preprocessing": facts.preprocessing,
+            "attention": exposed.layers,
+            "pooling": exposed.pooling,
+            "maps": exposed.maps,
+            "tolerance": TOLERANCE,
+            "provenance": Provenance(origin=facts.origin, commit=exporter_commit(), versions=versions()),
+            "card": facts.card,
+        }
+        return assemble(models, name, fields, lambda folder: _write(model, exposed, folder), reference)
+
+
+def parameter_count(model: ir.Model) -> int:
+    """Numbers of all floating-point initializers, each once: weights and running averages."""
+    kinds = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    return sum(tensor.size for tensor in kinds if tensor.dtype.is_floating_point())
+
+
+def _write(model: ir.Model, exposed: Exposed, folder: Path) -> None:
+    class_map = exposed.maps.class_map
+    named = {class_map.weight, class_map.bias} if class_map else set()
+    tensors = {
+        name: np.asarray(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and (value.const_value.nbytes >= LARGE or name in named)
+    }
+    write_files(model, tensors, {name: name for name in tensors}, folder)

@@ -5,7 +5,8 @@ framework's own class), its weights are the result of one softmax in ATen. Fused
 PyTorch is told to take its plain ones meanwhile.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.names import LOGITS
 from saccade.errors import BundleError
-from saccade.manifest import AttentionLayer
+from saccade.manifest import Manifest
 
 _SOFTMAX = (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default)
 
@@ -62,37 +64,50 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class Reference:
-    """The eager model as the source of truth: logits and the attention of the layers that the manifest names."""
+class Eager:
+    """An eager model as the source of truth for a bundle; a `Reference` of `export.reference`."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> None:
-        self.model = Logits(model).eval()
-        self.layers = tuple(layers)
+    pictures = 32
 
-    @torch.no_grad()
+    def __init__(self, said: str, manifest: Manifest, ask: Callable[[Tensor], Any]) -> None:
+        """`ask` gives what the model returns for (n, 3, H, W)."""
+        self.said = said
+        self._manifest = manifest
+        self._ask = ask
+
     def arrays(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(n, 3, H, W) -> logits (n, classes) and attention by output name, in the manifest's shapes."""
-        with plain_attention(), _Softmaxes() as seen:
-            logits = self.model(torch.from_numpy(pixels))
-        return {"logits": logits.numpy(), **self._attention(len(pixels), seen.weights)}
+        """(n, 3, H, W) -> logits, attention and the weights of learned pooling, by output name, in their shapes.
 
-    def _attention(self, count: int, weights: list[Tensor]) -> dict[str, NDArray[np.float32]]:
+        Where the model itself reports its attention (`attentions`, as transformers does), those are among the weights
+        seen, to the last bit. Raises BundleError where something that the manifest promises is not.
+        """
+        # Under inference mode PyTorch takes its kernels where no dispatch mode sees them.
+        with torch.inference_mode(False), torch.no_grad(), plain_attention(), _Softmaxes() as seen:
+            given = self._ask(torch.from_numpy(pixels))
+        for reported in getattr(given, "attentions", None) or ():
+            if not any(one.shape == reported.shape and torch.equal(one, reported) for one in seen.weights):
+                raise BundleError(f"{self.said} reports attention {tuple(reported.shape)} that no softmax of it gave")
+        return {LOGITS: logits_of(given).numpy(), **self._weights(len(pixels), seen.weights)}
+
+    def _weights(self, count: int, weights: list[Tensor]) -> dict[str, NDArray[np.float32]]:
         """In the order in which they ran; batch and windows, or batch and heads, may be one axis in PyTorch."""
+        shapes = {layer.output: layer.shape for layer in self._manifest.attention}
+        if self._manifest.maps.pooling:
+            shapes[self._manifest.maps.pooling] = (self._manifest.attention[-1].tokens,)
         left = iter(weights)
         found: dict[str, NDArray[np.float32]] = {}
-        for layer in self.layers:
-            shape = (count, *layer.shape)
-            fitting = (one for one in left if one.shape[-2:] == shape[-2:] and one.numel() == np.prod(shape))
-            tensor = next(fitting, None)
+        for name, shape in shapes.items():
+            size, tail = count * math.prod(shape), shape[-2:]
+            tensor = next((one for one in left if one.numel() == size and one.shape[-len(tail) :] == tail), None)
             if tensor is None:
                 seen = ", ".join(str(tuple(one.shape)) for one in weights) or "none"
-                raise BundleError(f"the eager model has no softmax of {shape} for {layer.output}; it has {seen}")
-            found[layer.output] = tensor.reshape(shape).numpy()
+                raise BundleError(f"{self.said} has no softmax of {(count, *shape)} for {name}; it has {seen}")
+            found[name] = tensor.reshape(count, *shape).numpy()
         return found
 
 
 class _Softmaxes(TorchDispatchMode):
-    """Every softmax over the last axis of something at least three-dimensional, in the order in which they run."""
+    """The results of all softmaxes in the order in which they run, the axis that sums to 1 being the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +115,6 @@ class _Softmaxes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _SOFTMAX and result.ndim >= 3 and args[1] in (-1, result.ndim - 1):
-            self.weights.append(result.detach().float())
+        if func in _SOFTMAX and result.ndim >= 2:
+            self.weights.append(result.detach().float().movedim(args[1], -1))
         return result

@@ -1,17 +1,22 @@
-"""A PyTorch module -> an ONNX graph of plain operators, opset 20, whose initializers are the module's own parameters."""
+"""A PyTorch module -> an ONNX graph of plain operators, whose initializers are the module's own parameters."""
 
 import logging
 import warnings
 from ast import literal_eval
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
 from torch import nn
 from torch.export import ExportedProgram
 
-from export.convert import INPUT, OPSET
 from export.eager import plain_attention
+from export.names import INPUT
+
+OPSET = 20
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node stands in, the outermost first."""
@@ -48,8 +53,8 @@ def name_after_modules(model: ir.Model) -> None:
     """Softmax nodes are called after the module that computes them, as its author knows it: `encoder.3.attention`."""
     for node in model.graph:
         if node.op_type == "Softmax" and SCOPES in node.metadata_props:
-            scopes = literal_eval(node.metadata_props[SCOPES])[:-1]
-            node.name = (scopes[-1] if scopes else "").removeprefix("model").removeprefix(".") or node.name
+            module = "".join(literal_eval(node.metadata_props[SCOPES])[:-1][-1:])
+            node.name = module.removeprefix("model").removeprefix(".") or node.name
 
 
 def _plain_means(exported: ExportedProgram) -> None:
@@ -58,3 +63,34 @@ def _plain_means(exported: ExportedProgram) -> None:
         if node.target is torch.ops.aten.adaptive_avg_pool1d.default and list(node.args[1]) == [1]:
             node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-1], True)
     exported.graph_module.recompile()
+
+
+def simplify(model: ir.Model) -> None:
+    """Folds constants that are no parameters: shapes, axes, scalars, the zero biases of bias-free convolutions."""
+    parameters = set(model.graph.initializers.values())
+
+    def fold(node: ir.Node) -> bool | None:
+        return False if any(value in parameters for value in node.inputs) else None
+
+    for _ in range(2):
+        fold_constants(model, onnx_shape_inference=True, should_fold=fold)
+        common.IdentityEliminationPass()(model)
+        common.CommonSubexpressionEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    # its merging would make one tensor of equal parameters, so it is for what is left: equal constants of shape work
+    _merge_constants(model, parameters)
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def _merge_constants(model: ir.Model, parameters: set[ir.Value]) -> None:
+    first: dict[tuple[Any, ...], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        if value in parameters or value.const_value is None:
+            continue
+        array = value.const_value.numpy()
+        key = (array.dtype.str, array.shape, array.tobytes())
+        kept = first.setdefault(key, value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            del model.graph.initializers[value.name or ""]

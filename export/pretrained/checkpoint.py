@@ -56,6 +56,15 @@ class Checkpoint(NamedTuple):
     def architecture(self) -> str:
         return architecture_of(self.configuration)
 
+    @property
+    def model_type(self) -> str:
+        return str(self.configuration.get("model_type", ""))
+
+    def without_labels(self, count: int) -> dict[str, Any]:
+        """The configuration as the manifest keeps it, which has `count` labels already: enough for `model_of`."""
+        kept = {key: value for key, value in self.configuration.items() if key not in ("id2label", "label2id")}
+        return {**kept, "num_labels": count}
+
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Raises DataError for what is missing, damaged, pickled, or an architecture that is not supported."""

@@ -73,7 +73,7 @@ def preprocessing_of(processor: Any) -> Preprocessing:
 
 
 def _class_name(content: Mapping[str, Any], model_type: str) -> str:
-    stated = content.get("image_processor_type") or content.get("feature_extractor_type") or _OF_MODEL[model_type]
+    stated = content.get("image_processor_type") or content.get("feature_extractor_type") or _OF_MODEL.get(model_type)
     name = str(stated).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     return name.replace("ConvNeXT", "ConvNext")
 

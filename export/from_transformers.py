@@ -1,0 +1,78 @@
+"""`saccade export --from-transformers`: a checkpoint -> a bundle, with its own labels and preprocessing."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load_file
+
+from export.adopt import Facts
+from export.eager import Eager
+from export.graph.expose import Exposed
+from export.module import adopt_module
+from export.pretrained.checkpoint import Checkpoint, labels_of, model_of, read_checkpoint, read_weights, scores_of
+from export.pretrained.hub import find
+from export.pretrained.preprocessing import preprocessing_of, processor_of
+from saccade.bundle import Bundle
+from saccade.errors import BundleError, DataError
+from saccade.manifest import Card, Origin
+
+
+class Adopted(NamedTuple):
+    """A new bundle, what was found in its model, and what its author should know beside."""
+
+    bundle: Bundle
+    exposed: Exposed
+    notes: tuple[str, ...]
+
+
+def adopt(source: str, models: Path, name: str, revision: str | None = None) -> Adopted:
+    """A folder, or a name at the hub (see `export.pretrained.hub`) -> the next version of `name`, verified.
+
+    Raises DataError for a checkpoint that is missing, damaged, pickled, of an unknown architecture, or prepared in a
+    way that the manifest has no word for; BundleError where a promise does not hold. Nothing is left behind then.
+    """
+    found = find(source, revision)
+    checkpoint = read_checkpoint(found.folder)
+    labels = labels_of(checkpoint.configuration)
+    scores = scores_of(checkpoint.configuration, len(labels))
+    preprocessing = preprocessing_of(processor_of(checkpoint.processor, checkpoint.model_type))
+    model = model_of(checkpoint.configuration, read_weights(checkpoint.weights))
+    origin = Origin(
+        kind="transformers",
+        name=source if found.revision else found.folder.resolve().name,
+        revision=found.revision,
+        files=checkpoint.files,
+        configuration=checkpoint.without_labels(len(labels)),
+    )
+    card = Card(
+        summary=f"{checkpoint.architecture} of {origin.name}, as transformers has it",
+        license="that of the checkpoint; its files read here do not state it",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    facts = Facts(labels, preprocessing, origin, card, scores)
+    bundle, exposed = adopt_module(model, facts, reference_of, models, name)
+    return Adopted(bundle, exposed, tuple(_notes(checkpoint, labels)))
+
+
+def reference_of(bundle: Bundle) -> Eager:
+    """The eager model, rebuilt from the bundle alone. Raises BundleError where transformers cannot do that."""
+    manifest = bundle.manifest
+    assert manifest.provenance.origin is not None
+    try:
+        model = model_of(manifest.provenance.origin.configuration, load_file(bundle.weights))
+    except DataError as error:
+        raise BundleError(f"{manifest.id}: the model cannot be rebuilt from the bundle: {error}") from error
+    version = importlib.metadata.version("transformers")
+    said = f"{type(model).__name__} of transformers {version} in eager PyTorch, output_attentions=True"
+    return Eager(said, manifest, lambda pixels: model(pixel_values=pixels, output_attentions=True))
+
+
+def _notes(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Iterator[str]:
+    stated = [str(label) for label in checkpoint.configuration.get("id2label", {}).values()]
+    if len(set(stated)) < len(stated):
+        renamed = [label for label in labels if label not in stated]
+        yield f"equal labels got their numbers behind them: {', '.join(renamed)}"
+    if "auto_map" in checkpoint.configuration:
+        yield "the configuration names code of the checkpoint's own (auto_map): it was not run"

@@ -65,7 +65,7 @@ def reference_of(bundle: Bundle) -> Eager:
     except DataError as error:
         raise BundleError(f"{manifest.id}: the model cannot be rebuilt from the bundle: {error}") from error
     version = importlib.metadata.version("transformers")
-    said = f"{type(model).__name__} of transformers {version} in eager PyTorch, output_attentions=True"
+    said = f"{type(model).__name__} of transformers {version} in eager PyTorch"
     return Eager(said, manifest, lambda pixels: model(pixel_values=pixels, output_attentions=True))
 
 

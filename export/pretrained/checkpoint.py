@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,7 +73,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     processor = {name: _read_json(folder / name) for name in PROCESSOR_FILES if (folder / name).is_file()}
     weights = _weight_files(folder)
     read = [folder / CONFIGURATION, *(folder / name for name in processor), *weights]
-    return Checkpoint(configuration, processor, weights, {path.name: _sha256(path) for path in read})
+    return Checkpoint(configuration, processor, weights, {path.name: sha256(path) for path in read})
 
 
 def architecture_of(configuration: Mapping[str, Any]) -> str:
@@ -129,8 +129,18 @@ def read_weights(paths: tuple[Path, ...]) -> State:
                     tensor = file.get_tensor(name)
                     state[name] = tensor.float() if tensor.is_floating_point() else tensor
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} is not a whole safetensors file: {error}") from error
+            raise DataError(f"{path} is {_instead_of_safetensors(path)}: {error}") from error
     return state
+
+
+def _instead_of_safetensors(path: Path) -> str:
+    beginning = b""
+    with suppress(OSError), path.open("rb") as file:
+        beginning = file.read(2)
+    if beginning == b"PK" or beginning[:1] == b"\x80":  # torch.save, since 1.6 and before
+        return ("pickled, which can run code and is never read (where you trust it, "
+                "safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW) writes safetensors)")  # fmt: skip
+    return "not a whole safetensors file"
 
 
 def model_of(configuration: Mapping[str, Any], state: State) -> nn.Module:
@@ -198,7 +208,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 class Adder:
     """Appends to a graph: a call makes a node of one float32 output; its inputs may be arrays or lists."""
 
-    def __init__(self, model: ir.Model, replaced: ir.Value) -> None:
-        """`replaced` is the output of theirs whose place is taken by one of ours."""
+    def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
-        self._theirs = [value for value in model.graph.outputs if value is not replaced]
+        self._theirs = list(model.graph.outputs)
+        self.before: ir.Node | None = None
+        """The node before which the next ones are put; None: at the end."""
+        self.made: list[ir.Node] = []
         self._names = {value.name: value for value in _values(model.graph) if value.name}
         self._count = 0
 
@@ -23,9 +25,12 @@ class Adder:
     ) -> ir.Value:
         values = [one if one is None or isinstance(one, ir.Value) else self.constant(np.array(one)) for one in inputs]
         node = ir.node(operator, values, attributes, name=self._new_name(operator))
-        self._graph.append(node)
-        (result,) = node.outputs
-        result.type = ir.TensorType(ir.DataType.FLOAT)
+        self.made.append(node)
+        if self.before is None:
+            self._graph.append(node)
+        else:
+            self._graph.insert_before(self.before, node)
+        result = node.outputs[0]
         self._take(result, self._new_name(operator.lower()))
         return result
 
@@ -50,11 +55,11 @@ class Adder:
             return root
         return self.constant(array, None if root.name is None else f"{root.name}_by_class")
 
-    def named(self, value: ir.Value, name: str) -> ir.Value:
-        """The value under this name; what had it before gets another. An output of theirs stays as it is."""
+    def named(self, value: ir.Value, name: str, *, keep: bool = True) -> ir.Value:
+        """The value under this name; what had it before gets another. To `keep` an output of theirs, a copy is named."""
         if value.name == name:
             return value
-        if value in self._theirs:
+        if keep and value in self._theirs:
             value = self("Identity", value)
         before = self._names.pop(name, None)
         if before is not None:
@@ -64,11 +69,14 @@ class Adder:
         self._names[name] = value
         return value
 
-    def outputs(self, ours: Mapping[ir.Value, tuple[int, ...]]) -> None:
-        """Makes these, with their shapes behind the batch axis, the graph's outputs; theirs stand behind."""
+    def outputs(self, ours: Mapping[ir.Value, tuple[int, ...]], instead_of: ir.Value) -> None:
+        """Makes these float32 values, with their shapes behind the batch axis, the graph's outputs. Theirs stand behind,
+        but for one.
+        """
         for value, shape in ours.items():
             value.shape = ir.Shape(["batch", *shape])
-        self._graph.outputs[:] = [*ours, *self._theirs]
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        self._graph.outputs[:] = [*ours, *(value for value in self._theirs if value is not instead_of)]
 
     def _take(self, value: ir.Value, name: str) -> None:
         value.name = name

@@ -46,19 +46,19 @@ def expose(
     model: ir.Model,
     size: tuple[int, int],
     *,
-    logits: str | None = None,
+    logits: ir.Value | None = None,
     grid: tuple[int, int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Exposed:
     """Adds to `model`, in place, the outputs of a bundle; its own stay behind them. The input becomes `pixel_values`.
 
-    `model` has plain operators of opset 20 (see `prepare`), one input (batch, 3, H, W) with a dynamic batch, and an
-    output `logits` (by default its first) of (batch, classes). `grid` is used where none is found; `names` are what the
+    `model` has plain operators of opset 20 (see `prepare`), one input (batch, 3, H, W) with a dynamic batch, and
+    `logits` (by default its first output) of (batch, classes). `grid` is used where none is found; `names` are what the
     table calls the attention layers found, in depth order. Raises DataError where the graph is no such classifier.
     """
     (pixels,) = model.graph.inputs
-    places = Places(model, size)
-    head = next((value for value in model.graph.outputs if value.name == logits), model.graph.outputs[0])
+    places = Places(model, size).follow_all(model)
+    head = model.graph.outputs[0] if logits is None else logits
     shape = places.shape(head)
     if shape is None or len(shape) != 2 or shape[0] != places.batch:
         seen = places.lost.get(head) or f"it is {list(shape or ())} for {places.batch} pictures"
@@ -69,10 +69,10 @@ def expose(
     tokens = read_class_tokens(head, places)
     rolled = reading is not None and len(used) == len(rows) and rolls_out(layers) and _one_frame(used)
 
-    add = Adder(model, replaced=head)
+    add = Adder(model)
     add.named(pixels, INPUT)
     class_map, result = (None, head) if tokens is None else _head(add, tokens, shape[1])
-    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS): shape[1:]}
+    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS, keep=result is not head): shape[1:]}
     attention = [add.named(_unfolded(add, found), layer.output) for found, layer in used]
     outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
     learned = None
@@ -84,7 +84,7 @@ def expose(
         outputs[add.named(_rollout(add, attention, row, layers[-1]), ROLLOUT)] = (layers[-1].patches,)
     if tokens is not None:
         outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
-    add.outputs(outputs)
+    add.outputs(outputs, instead_of=head)
     default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
     maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
     return Exposed(shape[1], layers, reading.pooling if reading else None, maps, rows)

@@ -27,7 +27,7 @@ class Places:
     """Labels of every value of a graph of standard operators; `lost` says where a value could not be followed."""
 
     def __init__(self, model: ir.Model, size: tuple[int, int], batch: int = BATCH) -> None:
-        """The graph's one input is (batch, 3, height, width)."""
+        """Begins at the graph's one input, (batch, 3, height, width)."""
         self.batch = batch
         self.labels: dict[ir.Value, Labels] = {}
         self.lost: dict[ir.Value, str] = {}
@@ -35,23 +35,14 @@ class Places:
         self._grids = Grids(batch)
         (pixels,) = model.graph.inputs
         self.labels[pixels] = self._grids.fresh((batch, 3, *size))
+
+    def follow_all(self, model: ir.Model) -> "Places":
         for node in model.graph:
-            self._visit(node)
+            self.follow(node)
+        return self
 
-    def constant(self, value: ir.Value | None) -> NDArray[Any] | None:
-        """The numbers of a value that depends on no picture."""
-        if value is None:
-            return None
-        return self._constants.get(value) if value.const_value is None else value.const_value.numpy()
-
-    def shape(self, value: ir.Value) -> tuple[int, ...] | None:
-        """For `batch` pictures; None where it is lost."""
-        if value in self.labels:
-            return self.labels[value].shape
-        constant = self.constant(value)
-        return None if constant is None else constant.shape
-
-    def _visit(self, node: ir.Node) -> None:
+    def follow(self, node: ir.Node) -> None:
+        """Takes the labels through a node whose inputs were followed."""
         inputs = [value for value in node.inputs if value is not None]
         reason = next((self.lost[value] for value in inputs if value in self.lost), None)
         if reason is None:
@@ -68,6 +59,19 @@ class Places:
                 self.labels[value] = result
             elif isinstance(result, np.ndarray):
                 self._constants[value] = result
+
+    def constant(self, value: ir.Value | None) -> NDArray[Any] | None:
+        """The numbers of a value that depends on no picture."""
+        if value is None:
+            return None
+        return self._constants.get(value) if value.const_value is None else value.const_value.numpy()
+
+    def shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """For `batch` pictures; None where it is lost."""
+        if value in self.labels:
+            return self.labels[value].shape
+        constant = self.constant(value)
+        return None if constant is None else constant.shape
 
     def _results(self, node: ir.Node) -> list[Labels] | list[NDArray[Any]]:
         constants = [self.constant(value) for value in node.inputs]

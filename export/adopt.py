@@ -1,7 +1,7 @@
 """A model that was trained elsewhere -> a bundle."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Facts:
     origin: Origin
     card: Card
     scores: Scores = "softmax"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what else the source is made with."""
 
 
 def adopt(
@@ -58,7 +60,9 @@ def adopt(
             "pooling": exposed.pooling,
             "maps": exposed.maps,
             "tolerance": TOLERANCE,
-            "provenance": Provenance(origin=facts.origin, commit=exporter_commit(), versions=versions()),
+            "provenance": Provenance(
+                origin=facts.origin, commit=exporter_commit(), versions={**versions(), **facts.versions}
+            ),
             "card": facts.card,
         }
         return assemble(

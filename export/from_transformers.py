@@ -51,7 +51,7 @@ def adopt(source: str, models: Path, name: str, revision: str | None = None) -> 
         license="that of the checkpoint; its files read here do not state it",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    facts = Facts(labels, preprocessing, origin, card, scores)
+    facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()})
     bundle, exposed = adopt_module(model, facts, reference_of, models, name)
     return Adopted(bundle, exposed, tuple(_notes(checkpoint, labels)))
 
@@ -64,9 +64,12 @@ def reference_of(bundle: Bundle) -> Eager:
         model = model_of(manifest.provenance.origin.configuration, load_file(bundle.weights))
     except DataError as error:
         raise BundleError(f"{manifest.id}: the model cannot be rebuilt from the bundle: {error}") from error
-    version = importlib.metadata.version("transformers")
-    said = f"{type(model).__name__} of transformers {version} in eager PyTorch"
+    said = f"{type(model).__name__} of transformers {_version()} in eager PyTorch"
     return Eager(said, manifest, lambda pixels: model(pixel_values=pixels, output_attentions=True))
+
+
+def _version() -> str:
+    return importlib.metadata.version("transformers")
 
 
 def _notes(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Iterator[str]:

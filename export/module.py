@@ -5,9 +5,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 from torch import nn
+from torch._dynamo.exc import UserError
 
 from export.adopt import Facts, adopt
 from export.eager import Logits
+from export.graph.batch import open_batch
 from export.graph.expose import Exposed, expose
 from export.names import LOGITS
 from export.reference import Reference
@@ -34,17 +36,32 @@ def adopt_module(
     """
     size = (facts.preprocessing.height, facts.preprocessing.width)
     try:
-        graph = trace(Logits(module), size, [LOGITS])
+        graph = _traced(Logits(module), size)
+    except DataError:
+        raise
     except Exception as error:  # of the module's own code, of torch.export, of the exporter
         raise DataError(
             f"{facts.origin.name} cannot be exported for pictures of {size[0]} x {size[1]}: {_reason(error)}"
         ) from error
     name_after_modules(graph)
     _unwrap(graph)
-    simplify(graph)
     exposed = expose(graph, size, grid=grid)
     parameters = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
     return adopt(graph, exposed, facts, reference, models, name, parameters), exposed
+
+
+def _traced(module: nn.Module, size: tuple[int, int]) -> ir.Model:
+    try:
+        graph = trace(module, size, [LOGITS])
+    except UserError as error:
+        if "specialized" not in str(error):
+            raise
+        # Code that counts its pictures as a Python number, as `len(x)` does, is traced for one and opened afterwards.
+        graph = trace(module, size, [LOGITS], alone=True)
+        simplify(graph)
+        open_batch(graph, size)
+    simplify(graph)
+    return graph
 
 
 def _unwrap(graph: ir.Model) -> None:

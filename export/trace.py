@@ -22,19 +22,19 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node stands in, the outermost first."""
 
 
-def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str]) -> ir.Model:
-    """`module` takes (batch, 3, H, W), the batch being dynamic. Attention is written as MatMul, Softmax, MatMul.
+def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, alone: bool = False) -> ir.Model:
+    """`module` takes (batch, 3, H, W); `alone`: of one picture, else of any number. Attention is written as MatMul,
+    Softmax, MatMul.
 
     Raises whatever the module, torch.export or the exporter raise.
     """
     # A batch of 1 would be specialised on by torch.export; 2 stays dynamic.
-    example = torch.zeros(2, 3, *size)
+    example = torch.zeros(1 if alone else 2, 3, *size)
+    shapes = None if alone else {INPUT: {0: torch.export.Dim("batch")}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it announces the torchvision operators it lacks
     with warnings.catch_warnings(), plain_attention(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside of torch.export, none of which a caller can act on
-        exported = torch.export.export(
-            module.eval(), (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, strict=False
-        )
+        exported = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes, strict=False)
         _plain_means(exported)
         program = torch.onnx.export(
             exported,

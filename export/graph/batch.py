@@ -19,7 +19,9 @@ def open_batch(model: ir.Model, size: tuple[int, int]) -> None:
     batch = pixels.shape[0] if pixels.shape is not None else None
     if isinstance(batch, int):
         if batch != 1:
-            raise DataError(f"the graph takes {batch} pictures, no more and no fewer: export it with an open batch, or 1")
+            raise DataError(
+                f"the graph takes {batch} pictures, no more and no fewer: export it with an open batch, or 1"
+            )
         _open(model, size)
     pixels.shape = ir.Shape(["batch", 3, *size])
     for node in model.graph:

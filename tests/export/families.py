@@ -1,9 +1,7 @@
-"""The families of transformers that `saccade export --from-transformers` takes, each as a small model with seeded weights.
+"""The families that `saccade export --from-transformers` takes, each as a small model with seeded weights."""
 
-`python -m tests.export.families --out docs/families.md` measures all of them and writes the page.
-"""
-
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +112,18 @@ def processor(name: str) -> Any:
 
 def save(name: str, folder: Path, made: nn.Module | None = None) -> Path:
     """A checkpoint of one of FAMILIES as transformers writes it; the folder."""
-    save_pretrained: Callable[[Path], object] = (model(name) if made is None else made).save_pretrained  # type: ignore[assignment]
-    save_pretrained(folder)
+    saved: Any = model(name) if made is None else made
+    with quiet():
+        saved.save_pretrained(folder)
     processor(name).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the framework's progress bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()

@@ -1,6 +1,5 @@
 """Preprocessing from a checkpoint's own file, held against the framework's own processor on all kinds of pictures."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,10 @@ MODES: dict[str, Callable[[], tuple[Image.Image, dict[str, Any]]]] = {
     "LA": lambda: (photograph(96, 61).convert("LA"), {"format": "PNG"}),
     "CMYK": lambda: (photograph(96, 61).convert("CMYK"), {"format": "JPEG"}),
     "JPEG": lambda: (photograph(96, 61), {"format": "JPEG"}),
-    **{f"turned {n}": lambda n=n: (photograph(96, 61), {"format": "JPEG", "exif": orientation(n)}) for n in range(1, 9)},
+    **{
+        f"turned {turn}": lambda turn=turn: (photograph(96, 61), {"format": "JPEG", "exif": orientation(turn)})
+        for turn in range(1, 9)
+    },
 }  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def test_transparency_shows_white_as_where_the_framework_converts(mode: str, tmp
 
 
 def test_sixteen_bits_are_scaled_where_the_framework_clips(tmp_path: Path) -> None:
-    """Ours is the framework's on the picture with its levels rounded to 8 bits; its own loader makes most of it white."""
+    """Ours is the framework's on the picture with its levels rounded to 8 bits; its loader makes most of it white."""
     wide = (np.asarray(photograph(96, 61).convert("L")).astype(np.uint16)) * 257
     path = stored(Image.fromarray(wide), tmp_path / "picture.png")
     narrow = Image.fromarray((wide.astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")

@@ -79,9 +79,17 @@ def parameter_count(model: ir.Model) -> int:
 def _write(model: ir.Model, exposed: Exposed, parameters: Mapping[str, NDArray[Any]], folder: Path) -> None:
     class_map = exposed.maps.class_map
     named = {class_map.weight, class_map.bias} if class_map else set()
+    _bring_home(model)
     initializers = {
         name: np.asarray(value.const_value.numpy())
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and (value.const_value.nbytes >= LARGE or name in named or name in parameters)
     }
     write_files(model, {**initializers, **parameters}, {name: name for name in initializers}, folder)
+
+
+def _bring_home(model: ir.Model) -> None:
+    """What is in files beside the source's comes into memory: the bundle has a file of its own."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)

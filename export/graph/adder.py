@@ -18,6 +18,7 @@ class Adder:
         """The node before which the next ones are put; None: at the end."""
         self.made: list[ir.Node] = []
         self._names = {value.name: value for value in _values(model.graph) if value.name}
+        self._nodes = {node.name for node in model.graph}
         self._count = 0
 
     def __call__(
@@ -44,6 +45,10 @@ class Adder:
         value.type = ir.TensorType(value.const_value.dtype)
         self._graph.initializers[value.name or ""] = value
         return value
+
+    def number(self, value: float) -> ir.Value:
+        """A new scalar, float32."""
+        return self.constant(np.array(value, np.float32))
 
     def initializer(self, array: NDArray[Any], source: ir.Value) -> ir.Value:
         """The initializer that holds `array`, of which `source` was made by transposing, or else a new one."""
@@ -83,10 +88,11 @@ class Adder:
         self._names[name] = value
 
     def _new_name(self, stem: str) -> str:
-        while f"{stem}_{self._count}" in self._names:
+        while True:
             self._count += 1
-        self._count += 1
-        return f"{stem}_{self._count - 1}"
+            name = f"{stem}_{self._count}"
+            if name not in self._names and name not in self._nodes:
+                return name
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from export.graph.adder import Adder
 from export.graph.attention import Found, find
@@ -85,6 +86,7 @@ def expose(
     if tokens is not None:
         outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
     add.outputs(outputs, instead_of=head)
+    common.RemoveUnusedNodesPass()(model)
     default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
     maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
     return Exposed(shape[1], layers, reading.pooling if reading else None, maps, rows)
@@ -145,7 +147,7 @@ def _pooled(add: Adder, reading: Reading, learned: ir.Value | None, last: Attent
 
 def _rollout(add: Adder, attention: Sequence[ir.Value], row: ir.Value, last: AttentionLayer) -> ir.Value:
     """(batch, patches); the formula stands in `export.explain.rollout`."""
-    half = add.constant(np.array(0.5))
+    half = add.number(0.5)
     for weights in reversed(attention):
         carried = add("MatMul", row, add("ReduceMean", weights, [1], keepdims=0))
         row = add("Mul", add("Add", carried, row), half)
@@ -174,5 +176,5 @@ def _class_tokens(add: Adder, found: ClassTokens) -> ir.Value:
     if len(order) > 3:
         value = add("Reshape", value, [0, patches, found.width])
     if found.weights is None:
-        return add("Mul", value, add.constant(np.array(1 / patches)))
+        return add("Mul", value, add.number(1 / patches))
     return add("Mul", value, add("Reshape", found.weights, [-1, patches, 1]))

@@ -13,3 +13,15 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     """An attribute of a node."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """An attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def words(node: ir.Node, name: str, default: str) -> str:
+    """An attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()

@@ -36,6 +36,17 @@ class Places:
         (pixels,) = model.graph.inputs
         self.labels[pixels] = self._grids.fresh((batch, 3, *size))
 
+    def shape_of(self, value: ir.Value | None) -> tuple[int, ...]:
+        """Raises ValueError where it is lost."""
+        shape = None if value is None else self.shape(value)
+        if shape is None:
+            raise ValueError(f"the shape of {value and value.name} could not be followed")
+        return shape
+
+    def rank(self, value: ir.Value | None) -> int:
+        """Raises ValueError where it is lost."""
+        return len(self.shape_of(value))
+
     def follow_all(self, model: ir.Model) -> "Places":
         for node in model.graph:
             self.follow(node)

@@ -4,6 +4,7 @@ The function is called without arguments and gives the module; its weights come 
 user's own code and file, named by hand; nothing that came over a network is run.
 """
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,44 +20,46 @@ from torch import nn
 
 from export.adopt import Facts
 from export.eager import Eager
-from export.graph.expose import Exposed
 from export.module import adopt_module
+from export.preparation import labels_of, preprocessing_of
 from export.pretrained.checkpoint import State, read_weights, sha256
+from export.table import lines
+from export.timm_settings import with_settings_of
 from saccade.bundle import Bundle
 from saccade.errors import BundleError, DataError
-from saccade.manifest import Card, Origin, Preprocessing, Scores
+from saccade.manifest import Card, Origin
 
 
-def adopt(
-    target: str,
-    weights: Path,
-    labels: tuple[str, ...],
-    preprocessing: Preprocessing,
-    models: Path,
-    name: str,
-    *,
-    scores: Scores = "softmax",
-    grid: tuple[int, int] | None = None,
-) -> tuple[Bundle, Exposed]:
-    """The next version of `name`, verified, and what was found in the module.
+def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
+    """The bundle, and what is said of it (see `export.table`).
 
-    Raises DataError for a target or weights that are not there or do not fit, BundleError where a promise does not
-    hold. Nothing is left behind then.
+    Raises DataError for a target, weights or labels that are not there or do not fit, BundleError where a promise does
+    not hold. Then nothing is written.
     """
+    target: str = options.from_torch
+    weights: Path | None = options.weights
+    if weights is None or options.labels is None:
+        raise DataError("--from-torch needs --weights, a safetensors file, and --labels, a file with one a line")
+    labels = labels_of(options.labels)
     module = make(target)
     fill(module, read_weights((weights,)), weights)
-    origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
+    options = with_settings_of(module, options)
+    if options.size is None:
+        raise DataError(f"{target} does not say how large its pictures are: give --size HxW")
+    preprocessing, assumed = preprocessing_of(options, options.size)
     card = Card(
-        summary=f"{type(module).__name__} of {target}",
-        license="not stated",
+        summary=f"{type(module).__name__} of {target}; not trained and not evaluated here.",
+        license="that of the source",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
-    facts = Facts(labels, preprocessing, origin, card, scores)
-    return adopt_module(module, facts, reference_of, models, name, grid)
+    origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
+    facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax")
+    bundle, exposed = adopt_module(module, facts, reference_of, options.models, options.name, options.grid)
+    return bundle, lines(exposed, facts, [], assumed)
 
 
 def reference_of(bundle: Bundle) -> Eager:
-    """The module, made by the same function and filled from the bundle. Raises BundleError where that cannot be done."""
+    """The module, made by the same function, filled from the bundle. Raises BundleError where that cannot be done."""
     manifest = bundle.manifest
     assert manifest.provenance.origin is not None
     target = manifest.provenance.origin.name

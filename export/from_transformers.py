@@ -1,39 +1,30 @@
 """`saccade export --from-transformers`: a checkpoint -> a bundle, with its own labels and preprocessing."""
 
+import argparse
 import importlib.metadata
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 from safetensors.torch import load_file
 
 from export.adopt import Facts
 from export.eager import Eager
-from export.graph.expose import Exposed
 from export.module import adopt_module
 from export.pretrained.checkpoint import Checkpoint, labels_of, model_of, read_checkpoint, read_weights, scores_of
 from export.pretrained.hub import find
 from export.pretrained.preprocessing import preprocessing_of, processor_of
+from export.table import lines
 from saccade.bundle import Bundle
 from saccade.errors import BundleError, DataError
 from saccade.manifest import Card, Origin
 
 
-class Adopted(NamedTuple):
-    """A new bundle, what was found in its model, and what its author should know beside."""
-
-    bundle: Bundle
-    exposed: Exposed
-    notes: tuple[str, ...]
-
-
-def adopt(source: str, models: Path, name: str, revision: str | None = None) -> Adopted:
-    """A folder, or a name at the hub (see `export.pretrained.hub`) -> the next version of `name`, verified.
+def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
+    """The bundle, and what is said of it (see `export.table`).
 
     Raises DataError for a checkpoint that is missing, damaged, pickled, of an unknown architecture, or prepared in a
-    way that the manifest has no word for; BundleError where a promise does not hold. Nothing is left behind then.
+    way that the manifest has no word for; BundleError where a promise does not hold. Then nothing is written.
     """
-    found = find(source, revision)
+    found = find(options.from_transformers, options.revision)
     checkpoint = read_checkpoint(found.folder)
     labels = labels_of(checkpoint.configuration)
     scores = scores_of(checkpoint.configuration, len(labels))
@@ -41,19 +32,19 @@ def adopt(source: str, models: Path, name: str, revision: str | None = None) -> 
     model = model_of(checkpoint.configuration, read_weights(checkpoint.weights))
     origin = Origin(
         kind="transformers",
-        name=source if found.revision else found.folder.resolve().name,
+        name=options.from_transformers if found.revision else found.folder.resolve().name,
         revision=found.revision,
         files=checkpoint.files,
         configuration=checkpoint.without_labels(len(labels)),
     )
     card = Card(
-        summary=f"{checkpoint.architecture} of {origin.name}, as transformers has it",
-        license="that of the checkpoint; its files read here do not state it",
+        summary=f"{checkpoint.architecture} {origin.name}; not trained and not evaluated here.",
+        license="that of the source",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()})
-    bundle, exposed = adopt_module(model, facts, reference_of, models, name)
-    return Adopted(bundle, exposed, tuple(_notes(checkpoint, labels)))
+    bundle, exposed = adopt_module(model, facts, reference_of, options.models, options.name)
+    return bundle, lines(exposed, facts, list(_said(checkpoint, labels)), [])
 
 
 def reference_of(bundle: Bundle) -> Eager:
@@ -72,7 +63,7 @@ def _version() -> str:
     return importlib.metadata.version("transformers")
 
 
-def _notes(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Iterator[str]:
+def _said(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Iterator[str]:
     stated = [str(label) for label in checkpoint.configuration.get("id2label", {}).values()]
     if len(set(stated)) < len(stated):
         renamed = [label for label in labels if label not in stated]

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from export.pretrained.library import transformers
 from export.pretrained.preprocessing import FILES as PROCESSOR_FILES
 from saccade.errors import DataError
 
@@ -138,18 +139,18 @@ def _instead_of_safetensors(path: Path) -> str:
     with suppress(OSError), path.open("rb") as file:
         beginning = file.read(2)
     if beginning == b"PK" or beginning[:1] == b"\x80":  # torch.save, since 1.6 and before
-        return ("pickled, which can run code and is never read (where you trust it, "
-                "safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW) writes safetensors)")  # fmt: skip
+        return (
+            "pickled, which can run code and is never read (where you trust it, "
+            "safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW) writes safetensors)"
+        )
     return "not a whole safetensors file"
 
 
 def model_of(configuration: Mapping[str, Any], state: State) -> nn.Module:
     """The eager model in evaluation mode. Raises DataError naming what is missing or does not fit."""
-    import transformers
-
     if "quantization_config" in configuration:
         raise DataError("the checkpoint is quantised (quantization_config): take the float one it was made from")
-    model_class = getattr(transformers, architecture_of(configuration))
+    model_class = getattr(transformers(), architecture_of(configuration))
     with _quiet():
         try:
             config = model_class.config_class.from_dict(_plain(configuration))

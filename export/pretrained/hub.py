@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from export.pretrained.checkpoint import CONFIGURATION, INDEX, WHOLE
+from export.pretrained.library import hub
 from export.pretrained.preprocessing import FILES as PROCESSOR_FILES
 from saccade.errors import DataError
 
@@ -41,16 +42,15 @@ def find(name: str, revision: str | None = None) -> Found:
 
 def _fetch(name: str, revision: str | None) -> Found:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read at the import
-    from huggingface_hub import constants, snapshot_download
-
+    library = hub()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        folder = Path(library.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
     except Exception as error:  # the hub's errors, those of its HTTP library and of the disk share no base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"{name} (revision {revision})" if revision else name
         raise DataError(
             f"there is no folder {name} here, and {where} could not be had from the hub at "
-            f"{constants.ENDPOINT}: {reason}"
+            f"{library.HfApi().endpoint}: {reason}"
         ) from error
     for path in sorted(folder.iterdir()):
         _check(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from export.pretrained.library import transformers
 from saccade.errors import DataError, first_problem
 from saccade.manifest import Preprocessing
 
@@ -47,11 +48,10 @@ def processor_of(files: Mapping[str, Any], model_type: str) -> Any:
     name = _class_name(content, model_type)
     if name not in _STEPS:
         raise DataError(f"the checkpoint's pictures are prepared by {name}; supported are {', '.join(sorted(_STEPS))}")
-    import transformers
-
+    processors = transformers()
     known = {key: value for key, value in content.items() if key != "auto_map"}
     try:
-        return getattr(transformers, f"{name}Pil").from_dict(known)
+        return getattr(processors, f"{name}Pil").from_dict(known)
     except Exception as error:  # it raises nearly everything for values of another kind
         raise DataError(f"the checkpoint's {name} has values that transformers refuses: {error}") from error
 

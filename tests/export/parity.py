@@ -22,6 +22,7 @@ from saccade.bundle import Bundle
 from saccade.decode import decode
 from saccade.manifest import AttentionLayer
 from saccade.preprocess import preprocess
+from saccade.sources import add_arguments
 from tests.export import families
 from tests.saccade.test_preprocess import photograph
 
@@ -67,7 +68,7 @@ def ask(model: nn.Module, pixels: NDArray[np.float32]) -> Framework:
         if name == "MobileViTSelfAttention":
             dropout: Any = module.dropout
             hooks.append(dropout.register_forward_hook(lambda _, inputs, __: remember(inputs[0])))
-        elif name.endswith("Attention"):
+        elif name.endswith("Attention") and not name.startswith("MobileViT"):
             hooks.append(module.register_forward_hook(lambda _, __, given: remember(given[-1])))
     with torch.no_grad():
         given = model(pixel_values=torch.from_numpy(pixels), output_attentions=True)
@@ -122,7 +123,7 @@ def pixel_differences(name: str, bundle: Bundle, size: tuple[int, int]) -> NDArr
 def measure(name: str, folder: Path) -> Measured:
     """Saves the family's model, exports it, and compares."""
     checkpoint = families.save(name, folder / "checkpoint")
-    bundle = adopt(str(checkpoint), folder / "models", "it").bundle
+    bundle, _ = adopt(exporting(checkpoint, folder / "models"))
     pixels = pixels_of(bundle)
     framework = ask(load(checkpoint), pixels)
     logits, attention = differences(bundle, framework, pixels)
@@ -138,6 +139,14 @@ def measure(name: str, folder: Path) -> Measured:
         max(one.max() for one in apart),
         float(np.mean([(one > 0.5).mean() for one in apart])),
     )
+
+
+def exporting(checkpoint: Path | str, models: Path, *more: str) -> argparse.Namespace:
+    """What the command line makes of `saccade export --from-transformers`."""
+    words = ["--from-transformers", str(checkpoint), "--models", str(models), "--name", "it", *more]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
 
 
 def attends(layers: tuple[AttentionLayer, ...], reported: int) -> str:

@@ -1,4 +1,4 @@
-"""`saccade export --from-onnx`: a classifier in an ONNX file, by whomever -> a bundle, with the attention in its graph."""
+"""`saccade export --from-onnx`: a classifier in an ONNX file -> a bundle, with the attention found in its graph."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ PICTURES = 16
 
 
 def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
-    """The bundle, and what is said of it (see `export.table`). Raises DataError, BundleError; then nothing is written."""
+    """The bundle, and what is said of it (see `export.table`). Raises DataError, BundleError and writes nothing."""
     path: Path = options.from_onnx
     model = read_model(path)
     labels = labels_of(options.labels) if options.labels is not None else from_metadata(model.metadata_props)

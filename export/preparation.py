@@ -47,7 +47,7 @@ def _shown(value: object) -> str:
 
 
 def labels_of(path: Path) -> tuple[str, ...]:
-    """One a line; or JSON: a list, an object from index to label, or one that has such an `id2label`. Raises DataError."""
+    """One a line; or JSON: a list, an object from index to label, or one with such an `id2label`. Raises DataError."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from saccade.errors import DataError
 
 SOURCES = ("transformers", "torch", "onnx")
-"""Beside a run of our own. `export.from_<source>` has `adopt(options)`, which gives the bundle and what is said of it."""
+"""Beside a run of our own. `export.from_<source>.adopt(options)` gives the bundle and lines that say what was found."""
 
 _PICTURES = ("labels", "size", "mean", "std", "interpolation", "fit", "shortest_edge", "channels", "scores")
 _TAKEN = {

@@ -61,7 +61,7 @@ class Adder:
         return self.constant(array, None if root.name is None else f"{root.name}_by_class")
 
     def named(self, value: ir.Value, name: str, *, keep: bool = True) -> ir.Value:
-        """The value under this name; what had it before gets another. To `keep` an output of theirs, a copy is named."""
+        """The value under this name; what had it gets another. To `keep` an output of theirs, its copy is named."""
         if value.name == name:
             return value
         if keep and value in self._theirs:
@@ -75,9 +75,7 @@ class Adder:
         return value
 
     def outputs(self, ours: Mapping[ir.Value, tuple[int, ...]], instead_of: ir.Value) -> None:
-        """Makes these float32 values, with their shapes behind the batch axis, the graph's outputs. Theirs stand behind,
-        but for one.
-        """
+        """Makes these float32 values, given with their shapes but for the batch, the outputs; theirs stand behind."""
         for value, shape in ours.items():
             value.shape = ir.Shape(["batch", *shape])
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.labels import Cells, Frame, constant_along
+from export.graph.labels import Cells, Frame, Labels, constant_along
 from export.graph.nodes import integer
 from export.graph.places import Places
 
@@ -103,38 +104,48 @@ def _weighs(value: ir.Value, users: list[ir.Node], places: Places) -> Iterator[b
 
 
 def _read(softmax: ir.Node, scores: ir.Node, weights: ir.Value, places: Places) -> Found:
-    labels = places.labels[weights]
-    cells, rank = labels.cells, labels.cells.ndim
+    shape = places.labels[weights].shape
     axis = integer(softmax, "axis", -1) % len(places.labels[softmax.outputs[0]].shape)
-    transposed = axis == rank - 2
-    name = softmax.name or softmax.outputs[0].name or "?"
-    shape = cells.shape
+    transposed = axis == len(shape) - 2
     tokens = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
+    layout, why_not = _Layout(shape[1] if len(shape) == 4 else 1), None
+    try:
+        layout = _layout(places.labels[weights], axis, scores, places)
+    except ValueError as error:
+        why_not = str(error)
+    name = softmax.name or softmax.outputs[0].name or "?"
+    return Found(name, weights, len(shape), transposed, tokens, *layout, why_not)
 
-    def unusable(reason: str) -> Found:
-        return Found(name, weights, rank, transposed, tokens, shape[1] if rank == 4 else 1, None, None, None, reason)
 
+class _Layout(NamedTuple):
+    heads: int
+    unfolding: Unfolding | None = None
+    frame: Frame | None = None
+    cells: Cells | None = None
+
+
+def _layout(labels: Labels, axis: int, scores: ir.Node, places: Places) -> _Layout:
+    """What the labels of attention weights say of its axes. Raises ValueError that says why nothing can be made of it."""
+    shape, rank = labels.shape, len(labels.shape)
     if rank < 3 or axis < rank - 2:
-        return unusable(f"its weights have the shape {list(shape)} and a softmax over axis {axis}")
-    if tokens[0] != tokens[1]:
-        return unusable(f"{tokens[0]} queries attend to {tokens[1]} keys: not self-attention of one grid")
-    queries = cells.swapaxes(-1, -2) if transposed else cells
+        raise ValueError(f"its weights have the shape {list(shape)} and a softmax over axis {axis}")
+    queries = labels.cells if axis == rank - 1 else labels.cells.swapaxes(-1, -2)
+    if queries.shape[-2] != queries.shape[-1]:
+        raise ValueError(f"{queries.shape[-2]} queries attend to {queries.shape[-1]} keys")
     of_keys = not constant_along(queries, rank - 1)  # of a product of keys and queries the labels are the keys'
     rows = queries[..., 0, :] if of_keys else queries[..., 0]
     if not (rows >= 0).any():
         if rank == 4 and shape[0] == places.batch:
-            return Found(name, weights, rank, transposed, tokens, shape[1], None, None, None)
-        return unusable("nothing says where its tokens lie on the picture")
+            return _Layout(shape[1])
+        raise ValueError("nothing says where its tokens lie on the picture")
     if not _same_tokens(scores, places):
-        return unusable("queries and keys are not the same tokens")
-    slots = rows.reshape(-1, tokens[0])
-    frame = labels.frame
-    split = _split(slots, frame, places.batch)
+        raise ValueError("queries and keys are not the same tokens")
+    split = _split(rows.reshape(-1, shape[-1]), labels.frame, places.batch)
     if split is None:
-        return unusable(f"the axes {list(shape[:-2])} before its tokens are no batch, windows and heads")
+        raise ValueError(f"the axes {list(shape[:-2])} before its tokens are no batch, windows and heads")
     windows, heads, unfolding = split
     plain = shape[:-2] == ((places.batch, heads) if len(windows) == 1 else (places.batch, len(windows), heads))
-    return Found(name, weights, rank, transposed, tokens, heads, None if plain else unfolding, frame, windows)
+    return _Layout(heads, None if plain else unfolding, labels.frame, windows)
 
 
 def _same_tokens(scores: ir.Node, places: Places) -> bool:

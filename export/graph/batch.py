@@ -12,8 +12,8 @@ from saccade.errors import DataError
 def open_batch(model: ir.Model, size: tuple[int, int]) -> None:
     """Makes the batch of the graph's one input open. Raises DataError where its shapes hang on a batch of their own.
 
-    Of each Reshape the axis that holds the pictures becomes -1: the one for which two pictures' labels, followed side by
-    side with one picture's, begin with that one's.
+    Of each Reshape the axis that holds the pictures becomes -1: the one for which the labels of two pictures, followed
+    side by side with those of one, begin with them.
     """
     (pixels,) = model.graph.inputs
     batch = pixels.shape[0] if pixels.shape is not None else None

@@ -82,7 +82,7 @@ def _skip_layer_norm(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | No
     return [normed, None, None, total]
 
 
-def _skip_rms_norm(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
+def _skip_rms_norm(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     """The same without a mean: RMSNormalization(input + skip + bias)."""
     data, skip, gamma, bias = (*node.inputs, None)[:4]
     total = add("Add", data, skip)
@@ -92,7 +92,7 @@ def _skip_rms_norm(add: Adder, places: Places, node: ir.Node) -> list[ir.Value |
 
 
 def _rms_norm(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
-    """x / sqrt(mean(x²) + epsilon) times a scale, over the axes from `axis` on."""
+    """Gives x / sqrt(mean(x²) + epsilon) times a scale, over the axes from `axis` on."""
     return [_rms(add, node.inputs[0], node.inputs[1], _from_end(node, places), number(node, "epsilon", 1e-5))]
 
 
@@ -107,7 +107,7 @@ def _from_end(node: ir.Node, places: Places) -> int:
 
 
 def _gelu(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
-    """x Φ(x), after a bias where there is one; FastGelu by its tanh form."""
+    """Gives x Φ(x), after a bias where there is one; FastGelu by its tanh form."""
     data = node.inputs[0]
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         data = add("Add", data, node.inputs[1])
@@ -115,13 +115,13 @@ def _gelu(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
 
 
 def _quick_gelu(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
-    """x sigmoid(alpha x)."""
+    """Gives x sigmoid(alpha x)."""
     (data,) = node.inputs
     return [add("Mul", data, add("Sigmoid", add("Mul", data, add.number(number(node, "alpha", 1.702)))))]
 
 
 def _swish(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
-    """x sigmoid(alpha x), of opset 24."""
+    """Gives x sigmoid(alpha x), of opset 24."""
     (data,) = node.inputs
     return [add("Mul", data, add("Sigmoid", add("Mul", data, add.number(number(node, "alpha", 1.0)))))]
 
@@ -145,7 +145,7 @@ def _bias_softmax(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | 
 
 
 def _fused_matmul(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
-    """alpha A B, each side transposed as said."""
+    """Gives alpha A B, each side transposed as said."""
     sides = []
     for value, name in zip(node.inputs, ("A", "B"), strict=True):
         if integer(node, f"transBatch{name}", 0):

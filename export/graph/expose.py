@@ -158,11 +158,11 @@ def _rollout(add: Adder, attention: Sequence[ir.Value], row: ir.Value, last: Att
 
 def _head(add: Adder, found: ClassTokens, classes: int) -> tuple[ClassMap, ir.Value]:
     """The head as a Gemm whose weight is an initializer (classes, width), and the logits that it makes."""
-    weight = add.initializer(found.weight, found.weight_from)
-    bias = None
-    if found.bias is not None and found.bias_from is not None:
-        bias = add.initializer(np.broadcast_to(found.bias, (1, classes))[0], found.bias_from)
-    logits = add("Gemm", found.pooled, weight, *([] if bias is None else [bias]), transB=1)
+    head, bias = found.head, None
+    weight = add.initializer(head.weight, head.weight_from)
+    if head.bias is not None and head.bias_from is not None:
+        bias = add.initializer(np.broadcast_to(head.bias, (1, classes))[0], head.bias_from)
+    logits = add("Gemm", head.pooled, weight, *([] if bias is None else [bias]), transB=1)
     class_map = ClassMap(tokens=CLASS_TOKENS, weight=weight.name or "", bias=bias and bias.name, grid=found.grid)
     return class_map, logits
 

@@ -1,6 +1,7 @@
 """Attention operators -> MatMul, Softmax, MatMul: that of ONNX (opset 23 and 24) and those of com.microsoft."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -58,14 +59,14 @@ def packed(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
     if "qkv_hidden_sizes" in node.attributes and node.attributes["qkv_hidden_sizes"].as_ints():
         sizes = list(node.attributes["qkv_hidden_sizes"].as_ints())
     ends = np.cumsum([0, *sizes]).tolist()
-    parts = [add("Slice", projected, [begin], [end], [2]) for begin, end in zip(ends, ends[1:], strict=False)]
+    parts = [add("Slice", projected, [begin], [end], [2]) for begin, end in pairwise(ends)]
     query, key, value = (_split_heads(add, part, heads) for part in parts)
     scale = number(node, "scale", 0.0) or 1 / math.sqrt(sizes[0] // heads)
     return [_attended(add, query, key, value, scale, attention_bias)]
 
 
 def multi_head(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
-    """MultiHeadAttention of com.microsoft: queries, keys and values (batch, N, width), or packed, with a bias for all."""
+    """MultiHeadAttention of com.microsoft: queries, keys and values (batch, N, width) or packed, a bias for all."""
     query, key, value, bias, mask, attention_bias, *rest = (*node.inputs, *[None] * 10)[:10]
     _refuse(node, mask=mask, past=next((one for one in rest if one is not None), None))
     heads = integer(node, "num_heads", 0)
@@ -89,7 +90,7 @@ def multi_head(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | Non
         moved = [_split_heads(add, one, heads) for one in flat]
         width = shape[-1] // heads
     scale = number(node, "scale", 0.0) or 1 / math.sqrt(width)
-    return [_attended(add, *moved, scale, attention_bias)]
+    return [_attended(add, moved[0], moved[1], moved[2], scale, attention_bias)]
 
 
 def _refuse(node: ir.Node, **inputs: ir.Value | None) -> None:

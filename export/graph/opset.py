@@ -37,9 +37,7 @@ def _converted(model: ir.Model, opset: int) -> ir.Model:
         return ir.from_proto(proto)
     except Exception as error:  # of the converter; its exceptions share no base class
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"opset {opset} could not be converted to {OPSET}: {line[:300]}; export it with 18 or later"
-        ) from error
+        raise DataError(f"opset {opset} could not be converted to {OPSET}, export it with 18: {line[:300]}") from error
 
 
 def _check_same(node: ir.Node, opset: int) -> None:
@@ -52,6 +50,4 @@ def _check_same(node: ir.Node, opset: int) -> None:
         return
     added = _NEW_ATTRIBUTES & node.attributes.keys() if opset > OPSET else set()
     if changed and (node.op_type in _CHANGED or added):
-        raise DataError(
-            f"{describe(node)} of opset {opset} means something else in opset {OPSET}: export it with {OPSET}"
-        )
+        raise DataError(f"{describe(node)} of opset {opset} means something else in {OPSET}: export it with {OPSET}")

@@ -1,4 +1,4 @@
-"""A classifier's graph as somebody exported it -> the graph that `expose` takes: plain operators, opset 20, open batch."""
+"""A classifier's graph as it was exported -> what `expose` takes: plain operators, opset 20, an open batch."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ from onnx_ir.passes import common
 from export.graph.adder import Adder
 from export.graph.batch import open_batch
 from export.graph.decompose import decompose
-from export.graph.nodes import describe
 from export.graph.opset import convert_opset
 from saccade.errors import DataError
 
@@ -20,8 +19,8 @@ _SAME = ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", "Dropout")
 def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tuple[int, int], list[str]]:
     """(the graph, height and width of its input, sentences about what was done to it).
 
-    `size` is needed where the graph leaves it open. Raises DataError where it is no graph over one batch of pictures, or
-    not one that can be followed.
+    `size` is needed where the graph leaves it open. Raises DataError where its input is no batch of pictures, or where
+    it cannot be brought into that form.
     """
     said: list[str] = []
     common.InlinePass()(model)
@@ -59,8 +58,8 @@ def logits_of(model: ir.Model, output: str | None, said: list[str]) -> tuple[ir.
 def _check_types(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype in _CODES and value.const_value.size > 1:
-            raise DataError(f"the weight {value.name} is {value.const_value.dtype.name.lower()}; the graph must compute in "
-                            "float32: export it so")  # fmt: skip
+            kind = value.const_value.dtype.name.lower()
+            raise DataError(f"the weight {value.name} is {kind}; the graph must compute in float32: export it so")
 
 
 def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tuple[int, tuple[int, int]]:
@@ -73,7 +72,7 @@ def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tu
     if pixels.dtype != ir.DataType.FLOAT:
         kind = "unknown" if pixels.dtype is None else pixels.dtype.name.lower()
         raise DataError(f"the graph takes {pixels.name} as {kind}; it must take float32, already normalised")
-    shape = list(pixels.shape) if pixels.shape is not None else [None] * 4
+    shape: list[object] = [None] * 4 if pixels.shape is None else list(pixels.shape)
     if len(shape) != 4:
         raise DataError(f"the graph takes {pixels.name} {shape}; it must take (batch, 3, height, width)")
     last = shape[3] == 3 and shape[1] != 3

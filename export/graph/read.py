@@ -17,9 +17,7 @@ def read_model(path: Path) -> ir.Model:
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror}") from error
     if content.startswith((b"PK\x03\x04", b"\x80")):
-        raise DataError(
-            f"{path} is a pickle or an archive of one, as torch.save writes them, and none is opened: give ONNX"
-        )
+        raise DataError(f"{path} is a pickle, as torch.save writes them, and none is opened: give ONNX")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -73,6 +71,5 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
     offset, length = int(said.get("offset", 0)), int(said.get("length", 0))
     size = file.stat().st_size
     if offset < 0 or length < 0 or offset + length > size:
-        raise DataError(
-            f"{path}: the tensor {tensor.name!r} ends at byte {offset + length} of {location}, which has {size}"
-        )
+        end = offset + length
+        raise DataError(f"{path}: the tensor {tensor.name!r} ends at byte {end} of {location}, which has {size}")

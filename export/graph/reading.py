@@ -31,6 +31,20 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The linear layer that makes the logits."""
+
+    pooled: ir.Value
+    """(batch, width), what it takes."""
+    weight: NDArray[Any]
+    """(classes, width)"""
+    weight_from: ir.Value
+    bias: NDArray[Any] | None
+    """What broadcasts to (classes,)."""
+    bias_from: ir.Value | None
+
+
+@dataclass(frozen=True)
 class ClassTokens:
     """logits = head(sum over positions of share * tokens): what the exact class map is read from."""
 
@@ -41,14 +55,7 @@ class ClassTokens:
     grid: tuple[int, int]
     weights: ir.Value | None
     """Of learned pooling; None: the mean."""
-    pooled: ir.Value
-    """(batch, width), what the head takes."""
-    weight: NDArray[Any]
-    """(classes, width)"""
-    weight_from: ir.Value
-    bias_from: ir.Value | None
-    bias: NDArray[Any] | None
-    """What broadcasts to (classes,)."""
+    head: Head
 
     @property
     def patches(self) -> int:
@@ -56,7 +63,7 @@ class ClassTokens:
 
     @property
     def width(self) -> int:
-        return self.weight.shape[1]
+        return self.head.weight.shape[1]
 
 
 def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, layer: AttentionLayer) -> Reading | None:
@@ -101,22 +108,23 @@ class _Reader:
         if len(about) > 1 or node is None or node.domain != "":
             return None
         inputs = [one for one in node.inputs if one is not None and one in self._places.labels]
-        if node.op_type in _MEANS and len(self._tokens(inputs[0])[0]) > 1:
-            learned = _learned_sum(node, self._places)
-            about, mixed = self._tokens(inputs[0])
-            return learned[0] if learned else None if mixed else self._uniform(about)
-        if node.op_type == "MatMul" and len(inputs) == 2:
-            learned = learned_product(node, self._places)
-            return learned[0] if learned and len(self._tokens(learned[1])[0]) == len(self._row) else None
+        about, mixed = self._tokens(inputs[0])
+        learned = _learned_product(node, self._places) or _learned_sum(node, self._places)
+        if learned is not None:
+            return learned[0] if len(self._tokens(learned[1])[0]) == len(self._row) else None
+        if len(about) > 1:  # here many tokens become one number
+            return self._uniform(about) if node.op_type in _MEANS and not mixed else None
+        return self._alike(node, inputs)
+
+    def _alike(self, node: ir.Node, inputs: list[ir.Value]) -> NDArray[np.float64] | ir.Value | None:
+        """Of an operator behind the pool: as its inputs, half and half where it adds two or puts them side by side."""
         found = [self.shares(one) for one in inputs]
-        if len(found) == 1:
-            return found[0]
         rows = [one for one in found if isinstance(one, np.ndarray)]
-        if len(rows) != len(found) or not rows:
+        if len(rows) < len(found):
             return found[0] if all(one is found[0] for one in found) else None
-        if all(np.allclose(one, rows[0]) for one in rows) or node.op_type in ("Add", "Concat", "Sum", "Mean"):
-            return np.mean(rows, axis=0)
-        return None
+        if all(np.allclose(row, rows[0]) for row in rows):
+            return rows[0]
+        return np.mean(rows, axis=0) if node.op_type in ("Add", "Concat", "Sum", "Mean") else None
 
     def _tokens(self, value: ir.Value) -> tuple[list[int], bool]:
         """The tokens of the first picture that a value is about, and whether some of it is about none of them."""
@@ -133,8 +141,10 @@ class _Reader:
         return share / share.sum()
 
 
-def learned_product(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value] | None:
+def _learned_product(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value] | None:
     """(softmax weights over tokens, tokens) of a MatMul that pools by them."""
+    if node.op_type != "MatMul":
+        return None
     left, right = node.inputs
     if left is None or right is None or left not in places.labels or right not in places.labels:
         return None
@@ -167,43 +177,46 @@ def _softmax(value: ir.Value) -> ir.Value | None:
 
 def read_class_tokens(logits: ir.Value, places: Places) -> ClassTokens | None:
     """What the exact class map is read from; None where anything but the head follows the pool."""
-    node, bias = logits.producer(), None
-    if node is not None and node.op_type == "Add":
-        for product, constant in (node.inputs, node.inputs[::-1]):
-            if product is not None and places.constant(constant) is not None:
-                node, bias = product.producer(), constant
-                break
-    if node is None or node.op_type not in ("MatMul", "Gemm") or node.domain != "":
-        return None
-    pooled, weight = node.inputs[0], places.constant(node.inputs[1])
-    plain = node.op_type == "MatMul" or (
-        integer(node, "transA", 0) == 0
-        and all(node.attributes[name].as_float() == 1 for name in ("alpha", "beta") if name in node.attributes)
-    )
-    if weight is None or weight.ndim != 2 or not plain:
-        return None
-    if node.op_type == "Gemm" and len(node.inputs) > 2:
-        if bias is not None:
-            return None
-        bias = node.inputs[2]
-    found = _pooled_tokens(pooled, places)
-    if found is None or pooled is None or node.inputs[1] is None:
+    head = _head(logits, places)
+    found = None if head is None else _pooled_tokens(head.pooled, places)
+    if head is None or found is None:
         return None
     tokens, positions, weights = found
     labels = places.labels[tokens]
-    (channel,) = set(range(1, len(labels.shape))) - set(positions) or {0}
-    frame = labels.frame
-    ordered = np.moveaxis(labels.cells, channel, -1)
-    if channel == 0 or labels.shape[0] != places.batch or not constant_along(ordered, ordered.ndim - 1):
+    channels = set(range(1, len(labels.shape))) - set(positions)
+    if len(channels) != 1 or labels.shape[0] != places.batch:
         return None
-    if frame.cells == 1 or not np.array_equal(ordered[0, ..., 0].ravel(), np.arange(frame.cells)):
+    (channel,) = channels
+    frame, ordered = labels.frame, np.moveaxis(labels.cells, channel, -1)
+    in_order = frame.cells > 1 and np.array_equal(ordered[0, ..., 0].ravel(), np.arange(frame.cells))
+    if not in_order or not constant_along(ordered, ordered.ndim - 1) or head.weight.shape[1] != labels.shape[channel]:
         return None
-    width = labels.shape[channel]
+    return ClassTokens(tokens, positions, channel, (frame.rows, frame.columns), weights, head)
+
+
+def _head(logits: ir.Value, places: Places) -> Head | None:
+    """The linear layer that makes the logits: a Gemm, or a MatMul and an Add."""
+    node = logits.producer()
+    bias: ir.Value | None = None
+    if node is not None and node.op_type == "Add":
+        for product, constant in (node.inputs, node.inputs[::-1]):
+            if product is not None and product in places.labels and places.constant(constant) is not None:
+                node, bias = product.producer(), constant
+                break
+    if node is None or node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    if node.op_type == "Gemm" and len(node.inputs) > 2:
+        bias = node.inputs[2] if bias is None else node.inputs[0]  # two biases: no constant, and so refused below
+    pooled, weight_from = node.inputs[:2]
+    weight, offset = places.constant(weight_from), places.constant(bias)
+    scaled = any(node.attributes[name].as_float() != 1 for name in ("alpha", "beta") if name in node.attributes)
+    turned = integer(node, "transA", 0) != 0
+    if weight is None or weight_from is None or weight.ndim != 2 or scaled or turned or (bias and offset is None):
+        return None
+    if pooled is None or len(places.labels[pooled].shape) != 2:
+        return None
     by_class = weight if node.op_type == "Gemm" and integer(node, "transB", 0) else weight.T
-    if by_class.shape[1] != width or len(places.labels[pooled].shape) != 2:
-        return None
-    return ClassTokens(tokens, positions, channel, (frame.rows, frame.columns), weights, pooled, by_class,
-                       node.inputs[1], bias, None if bias is None else places.constant(bias))  # fmt: skip
+    return Head(pooled, by_class, weight_from, offset, bias)
 
 
 def _pooled_tokens(pooled: ir.Value | None, places: Places) -> tuple[ir.Value, tuple[int, ...], ir.Value | None] | None:
@@ -219,7 +232,7 @@ def _pooled_tokens(pooled: ir.Value | None, places: Places) -> tuple[ir.Value, t
         rank = len(places.labels[data].shape)
         axes = reduced_axes(node, places.constant(node.inputs[1]) if len(node.inputs) > 1 else None, rank)
         return (data, axes, None) if len(axes) == rank - 2 else None
-    learned = learned_product(node, places) if node.op_type == "MatMul" else _learned_sum(node, places)
+    learned = _learned_product(node, places) or _learned_sum(node, places)
     if learned is None or len(places.labels[learned[1]].shape) != 3:
         return None
     return learned[1], (1,), learned[0]

@@ -44,9 +44,9 @@ def _moves(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
     return [Labels(data.frame, cells) for cells in moved]
 
 
-def _pads(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
+def _pads(_: Grids, node: ir.Node, given: Given) -> list[Labels]:
     """What is added is nowhere, unless it repeats what is there."""
-    data, pads, _, *axes = (*given, None)[: max(3, len(given))]
+    data, pads, _filling, *axes = (*given, None)[: max(3, len(given))]
     assert isinstance(data, Labels)
     whole = ir.node("Pad", [ir.Value(name=name) for name in ("data", "pads", "filling", "axes")[: 3 + len(axes)]],
                     attributes=node.attributes)  # fmt: skip
@@ -105,13 +105,13 @@ def _multiplies(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
               if labels.frame.order]  # fmt: skip
     kept = [(labels, axis) for labels, axis in placed if constant_along(labels.cells, axis)]
     if not placed:
-        return [nowhere(_as_vector(node, given, nowhere(shape)).shape)]
+        return [nowhere(_as_vector(given, nowhere(shape)).shape)]
     if kept:
         labels, axis = kept[0]
         result = Labels(labels.frame, labels.cells.take([0], axis))
     else:
         result = grids.merged(*_single_axis(placed)) if len(placed) == 1 else nowhere((1,) * len(shape))
-    return [_as_vector(node, given, Labels(result.frame, np.broadcast_to(result.cells, shape)))]
+    return [_as_vector(given, Labels(result.frame, np.broadcast_to(result.cells, shape)))]
 
 
 def _single_axis(placed: list[tuple[Labels, int]]) -> tuple[Labels, tuple[int, ...]]:
@@ -131,7 +131,7 @@ def _operand(node: ir.Node, one: Labels | NDArray[Any] | None, index: int) -> La
     return Labels(labels.frame, cells)
 
 
-def _as_vector(node: ir.Node, given: Given, result: Labels) -> Labels:
+def _as_vector(given: Given, result: Labels) -> Labels:
     """MatMul drops the axis that it gave to a 1-D operand."""
     gone = tuple(axis for axis, one in ((-2, given[0]), (-1, given[1])) if one is not None and len(one.shape) == 1)
     return Labels(result.frame, result.cells.squeeze(gone)) if gone else result
@@ -140,11 +140,12 @@ def _as_vector(node: ir.Node, given: Given, result: Labels) -> Labels:
 def _begins_a_grid(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
     """A new frame, unless each place is seen by itself (a convolution over channels only)."""
     data = given[0]
+    assert data is not None
     results = _shapes(node, given)
     kernel = given[1] if node.op_type == "Conv" else None
-    if isinstance(data, Labels) and kernel is not None and set(kernel.shape[2:]) == {1}:
-        if data.shape[2:] == results[0][2:] and constant_along(data.cells, 1):
-            return [Labels(data.frame, np.broadcast_to(data.cells[:, :1], results[0]))]
+    pointwise = kernel is not None and set(kernel.shape[2:]) == {1} and data.shape[2:] == results[0][2:]
+    if isinstance(data, Labels) and pointwise and constant_along(data.cells, 1):
+        return [Labels(data.frame, np.broadcast_to(data.cells[:, :1], results[0]))]
     return [grids.fresh(shape) for shape in results]
 
 

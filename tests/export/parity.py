@@ -120,15 +120,27 @@ def pixel_differences(name: str, bundle: Bundle, size: tuple[int, int]) -> NDArr
     return np.abs(ours - theirs).astype(np.float64) * 255 * np.array(spec.std)[:, None, None]
 
 
-def measure(name: str, folder: Path) -> Measured:
-    """Saves the family's model, exports it, and compares."""
+class Made(NamedTuple):
+    """A family's checkpoint, and what the command made of it."""
+
+    checkpoint: Path
+    bundle: Bundle
+    said: list[str]
+
+
+def make(name: str, folder: Path) -> Made:
+    """Saves the family's model below `folder` and exports it."""
     checkpoint = families.save(name, folder / "checkpoint")
-    bundle, _ = adopt(exporting(checkpoint, folder / "models"))
-    pixels = pixels_of(bundle)
-    framework = ask(load(checkpoint), pixels)
-    logits, attention = differences(bundle, framework, pixels)
-    apart = [pixel_differences(name, bundle, size) for size in SIZES]
-    manifest = bundle.manifest
+    return Made(checkpoint, *adopt(exporting(checkpoint, folder / "models")))
+
+
+def measure(name: str, made: Made) -> Measured:
+    """Compares the bundle with the framework's own model and processor."""
+    pixels = pixels_of(made.bundle)
+    framework = ask(load(made.checkpoint), pixels)
+    logits, attention = differences(made.bundle, framework, pixels)
+    apart = [pixel_differences(name, made.bundle, size) for size in SIZES]
+    manifest = made.bundle.manifest
     return Measured(
         name,
         families.FAMILIES[name].architecture,
@@ -211,7 +223,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        measured = [measure(name, Path(scratch) / str(index)) for index, name in enumerate(families.FAMILIES)]
+        measured = [
+            measure(name, make(name, Path(scratch) / str(index))) for index, name in enumerate(families.FAMILIES)
+        ]
     options.out.write_text(page(measured), encoding="utf-8")
 
 

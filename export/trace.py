@@ -1,9 +1,11 @@
 """A PyTorch module -> an ONNX graph of plain operators, whose initializers are the module's own parameters."""
 
+import io
 import logging
 import warnings
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import onnx_ir as ir
@@ -31,9 +33,7 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
     # A batch of 1 would be specialised on by torch.export; 2 stays dynamic.
     example = torch.zeros(1 if alone else 2, 3, *size)
     shapes = None if alone else {INPUT: {0: torch.export.Dim("batch")}}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it announces the torchvision operators it lacks
-    with warnings.catch_warnings(), plain_attention(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations inside of torch.export, none of which a caller can act on
+    with _silence(), plain_attention(), torch.no_grad():
         exported = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes, strict=False)
         _plain_means(exported)
         program = torch.onnx.export(
@@ -47,6 +47,20 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
         )
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Deprecations inside of torch.export, torchvision's operators that are not there, half a graph before an error:
+    nothing that a caller could act on. What went wrong is raised.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def name_after_modules(model: ir.Model) -> None:

@@ -21,6 +21,9 @@ LARGE = 1024
 """Initializers of so many bytes go into weights.safetensors."""
 
 
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a bundle says beside what its graph says."""
@@ -71,9 +74,9 @@ def adopt(
 
 
 def parameter_count(model: ir.Model) -> int:
-    """Numbers of all floating-point initializers, each once: weights and running averages."""
-    kinds = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    return sum(tensor.size for tensor in kinds if tensor.dtype.is_floating_point())
+    """Numbers of all initializers of floating point or 8 bits, each once: weights, running averages, scales."""
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    return sum(tensor.size for tensor in tensors if tensor.dtype.is_floating_point() or tensor.dtype in _BYTES)
 
 
 def _write(model: ir.Model, exposed: Exposed, parameters: Mapping[str, NDArray[Any]], folder: Path) -> None:

@@ -43,7 +43,10 @@ def open_graph(
     pixel_values = session.get_inputs()[0].name
 
     def answer(pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = session.run(names, {pixel_values: pixels})
+        try:
+            outputs: list[NDArray[np.float32]] = session.run(names, {pixel_values: pixels})
+        except Exception as error:  # as above
+            raise BundleError(f"ONNX Runtime fails on pictures {list(pixels.shape)}: {error}") from error
         return dict(zip(names, outputs, strict=True))
 
     return answer

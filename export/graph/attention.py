@@ -14,8 +14,12 @@ from export.graph.places import Places
 
 _LAYOUT = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"))
 _AFTER = frozenset(("Cast", "Dropout", "Identity", "Where"))
-_BEFORE = _LAYOUT | {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Neg", "Tanh"}
+_ROUNDED = frozenset(("QuantizeLinear", "DequantizeLinear"))
+_BEFORE = (
+    _LAYOUT | _ROUNDED | {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Neg", "Tanh"}
+)
 """What may stand between QKᵀ and Softmax: scales, masks, biases, capped scores, layouts."""
+_MIXED = "it does not weigh values as it is: something changes it first"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def find(model: ir.Model, places: Places) -> list[Found]:
             weights = _weights(node, places)
             if scores is not None and weights is not None:
                 found.append(_read(node, scores, weights, places))
+            elif scores is not None:
+                found.append(_read(node, scores, node.outputs[0], places, _MIXED))
     return found
 
 
@@ -98,21 +104,21 @@ def _weighs(value: ir.Value, users: list[ir.Node], places: Places) -> Iterator[b
         if node.op_type == "MatMul":
             (other,) = [one for one in node.inputs if one is not value] or [value]
             yield other in places.labels
-        elif node.op_type in _LAYOUT:
+        elif node.op_type in _LAYOUT | _ROUNDED:
             moved = node.outputs[0]
             yield from _weighs(moved, list(moved.consumers()), places)
 
 
-def _read(softmax: ir.Node, scores: ir.Node, weights: ir.Value, places: Places) -> Found:
+def _read(softmax: ir.Node, scores: ir.Node, weights: ir.Value, places: Places, why_not: str | None = None) -> Found:
     shape = places.labels[weights].shape
     axis = integer(softmax, "axis", -1) % len(places.labels[softmax.outputs[0]].shape)
     transposed = axis == len(shape) - 2
     tokens = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
-    layout, why_not = _Layout(shape[1] if len(shape) == 4 else 1), None
+    layout = _Layout(shape[1] if len(shape) == 4 else 1)
     try:
         layout = _layout(places.labels[weights], axis, scores, places)
     except ValueError as error:
-        why_not = str(error)
+        why_not = why_not or str(error)
     name = softmax.name or softmax.outputs[0].name or "?"
     return Found(name, weights, len(shape), transposed, tokens, *layout, why_not)
 
@@ -125,7 +131,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(labels: Labels, axis: int, scores: ir.Node, places: Places) -> _Layout:
-    """What the labels of attention weights say of its axes. Raises ValueError that says why nothing can be made of it."""
+    """What the labels of attention weights say of their axes. Raises ValueError that says why they are of no use."""
     shape, rank = labels.shape, len(labels.shape)
     if rank < 3 or axis < rank - 2:
         raise ValueError(f"its weights have the shape {list(shape)} and a softmax over axis {axis}")

@@ -1,82 +1,170 @@
-"""A graph that was exported for one picture takes any number of them."""
+"""A graph that was exported for one picture takes any number of them.
+
+Its shapes hold the one picture as constants: of a Reshape one axis has to grow with the batch, and a constant beside
+the pictures (a class token) has to be repeated. Which axis grows is not written anywhere; it is searched for, with
+labels: what becomes of several pictures must hold what becomes of one, and nothing behind may fail.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.graph.adder import Adder
+from export.graph.labels import Cells, Labels
 from export.graph.nodes import describe
 from export.graph.places import BATCH, Places
 from saccade.errors import DataError
 
+_STEPS = 50
+"""A search gives up after so many times the number of nodes."""
 
-def open_batch(model: ir.Model, size: tuple[int, int]) -> None:
-    """Makes the batch of the graph's one input open. Raises DataError where its shapes hang on a batch of their own.
 
-    Of each Reshape the axis that holds the pictures becomes -1: the one for which the labels of two pictures, followed
-    side by side with those of one, begin with them.
-    """
+def open_batch(model: ir.Model, size: tuple[int, int]) -> bool:
+    """Makes the batch of the graph's one input open; whether its shapes had to be changed. Raises DataError."""
     (pixels,) = model.graph.inputs
-    batch = pixels.shape[0] if pixels.shape is not None else None
-    if isinstance(batch, int):
-        if batch != 1:
-            raise DataError(
-                f"the graph takes {batch} pictures, no more and no fewer: export it with an open batch, or 1"
-            )
-        _open(model, size)
+    one, several = Places(model, size, 1).follow_all(model), Places(model, size).follow_all(model)
+    closed = bool(several.lost.keys() - one.lost.keys())
+    if closed:
+        _Search(model, size, one).open()
     pixels.shape = ir.Shape(["batch", 3, *size])
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
-    for value in model.graph.outputs:
+    for value in (*model.graph.outputs, *(value for node in model.graph for value in node.outputs)):
         value.shape = None
+    return closed
 
 
-def _open(model: ir.Model, size: tuple[int, int]) -> None:
-    one = Places(model, size, 1).follow_all(model)
-    two = Places(model, size, BATCH)
-    add = Adder(model)
-    for node in list(model.graph):
-        add.before, add.made = node, []
-        if node.op_type == "Reshape" and node.inputs[0] in two.labels and node.outputs[0] in one.labels:
-            _reshape(node, one, two, add)
-        elif node.op_type == "Concat":
-            _concatenate(node, two, add)
-        for made in add.made:
-            two.follow(made)
-        two.follow(node)
-        lost = next((two.lost[value] for value in node.outputs if value in two.lost and value not in one.lost), None)
-        if lost is not None:
-            raise DataError(f"the graph takes one picture, and it could not be opened for more: {lost}")
+@dataclass
+class _Choice:
+    """A Reshape, the axis of its result that grows for now, and what else could."""
+
+    index: int
+    axis: int
+    others: Iterator[tuple[int, Cells]]
 
 
-def _reshape(node: ir.Node, one: Places, two: Places, add: Adder) -> None:
-    data = node.inputs[0]
-    assert data is not None
-    target = one.labels[node.outputs[0]]
-    shape = target.shape
-    cells = two.labels[data].cells
-    for axis in range(len(shape)):
-        longer = [length * BATCH if at == axis else length for at, length in enumerate(shape)]
-        moved = cells.reshape(longer)
-        if np.array_equal(moved.take(range(shape[axis]), axis), target.cells):
-            node.replace_input_with(1, add.constant(np.array([-1 if at == axis else n for at, n in enumerate(shape)])))
-            node.attributes.pop("allowzero", None)
+class _Search:
+    def __init__(self, model: ir.Model, size: tuple[int, int], one: Places) -> None:
+        self._model, self._one = model, one
+        self._nodes = list(model.graph)
+        self._several = Places(model, size)
+        self._choices: list[_Choice] = []
+        self._repeated: dict[tuple[ir.Node, int], ir.Value] = {}
+        """Constants of a Concat, and the value that has the batch which they lack."""
+
+    def open(self) -> None:
+        """Searches, then changes the graph. Raises DataError."""
+        index, steps = 0, 0
+        while index < len(self._nodes):
+            node, steps = self._nodes[index], steps + 1
+            if self._follow(index):
+                index += 1
+                continue
+            lost = next((self._several.lost[value] for value in node.outputs if value in self._several.lost), None)
+            index = self._back()
+            if index < 0 or steps > _STEPS * len(self._nodes):
+                raise DataError(
+                    f"the graph takes one picture, and it could not be opened for more: {lost or describe(node)}"
+                )
+        self._change()
+
+    def _follow(self, index: int) -> bool:
+        node, several = self._nodes[index], self._several
+        for value in node.outputs:
+            several.lost.pop(value, None)
+        data = node.inputs[0] if node.inputs else None
+        if node.op_type == "Reshape" and data in several.labels and node.outputs[0] in self._one.labels:
+            if self._choices and self._choices[-1].index == index:
+                return True  # the axis was just taken in its turn
+            self._choices.append(_Choice(index, -1, self._growing(node)))
+            return self._next(self._choices[-1])
+        if node.op_type == "Concat":
+            self._repeat(node)
+            given = [self._repeated.get((node, at), value) for at, value in enumerate(node.inputs)]
+            if given != list(node.inputs):
+                several.labels[node.outputs[0]] = self._side_by_side(node)
+                return True
+        several.follow(node)
+        return all(value not in several.lost or value in self._one.lost for value in node.outputs)
+
+    def _back(self) -> int:
+        """The node to go on from with another choice; -1 where there is none left."""
+        while self._choices:
+            if self._next(self._choices[-1]):
+                return self._choices[-1].index
+            self._choices.pop()
+        return -1
+
+    def _next(self, choice: _Choice) -> bool:
+        choice.axis, cells = next(choice.others, (-1, None))
+        if cells is None:
+            return False
+        node = self._nodes[choice.index]
+        data = node.inputs[0]
+        assert data is not None
+        self._several.labels[node.outputs[0]] = Labels(self._several.labels[data].frame, cells)
+        return True
+
+    def _growing(self, node: ir.Node) -> Iterator[tuple[int, Cells]]:
+        """Axes that may grow, with the labels then: first those where the pictures follow each other."""
+        data = node.inputs[0]
+        assert data is not None
+        cells, target = self._several.labels[data].cells, self._one.labels[node.outputs[0]].cells
+        if cells.size != target.size * BATCH:
             return
-    raise DataError(f"the graph takes one picture, and {describe(node)} could not be opened for more")
+        for inner in (False, True):
+            for axis, length in enumerate(target.shape):
+                split = [BATCH, length] if not inner else [length, BATCH]
+                moved = cells.reshape(*target.shape[:axis], *split, *target.shape[axis + 1 :])
+                if np.array_equal(moved.take(0, axis + inner), target):
+                    yield axis, moved.reshape(*target.shape[:axis], length * BATCH, *target.shape[axis + 1 :])
 
+    def _repeat(self, node: ir.Node) -> None:
+        labelled = next((value for value in node.inputs if value in self._several.labels), None)
+        if labelled is None:
+            return
+        shape = self._several.labels[labelled].shape
+        axis = node.attributes["axis"].as_int() % len(shape)
+        for index, value in enumerate(node.inputs):
+            constant = self._several.constant(value)
+            if constant is not None and any(
+                at != axis and length != shape[at] for at, length in enumerate(constant.shape)
+            ):
+                self._repeated[node, index] = labelled
 
-def _concatenate(node: ir.Node, two: Places, add: Adder) -> None:
-    """A constant beside the pictures (a class token) is repeated for each of them."""
-    labelled = next((value for value in node.inputs if value in two.labels), None)
-    if labelled is None:
-        return
-    shape = two.labels[labelled].shape
-    axis = node.attributes["axis"].as_int() % len(shape)
-    for index, value in enumerate(node.inputs):
-        constant = two.constant(value)
-        if constant is None or value is None:
-            continue
-        if any(at != axis and length != shape[at] for at, length in enumerate(constant.shape)):
-            before, after = add("Shape", labelled, start=0, end=axis), add("Shape", labelled, start=axis + 1)
-            whole = add("Concat", before, [constant.shape[axis]], after, axis=0)
-            node.replace_input_with(index, add("Expand", value, whole))
+    def _side_by_side(self, node: ir.Node) -> Labels:
+        """Labels of a Concat with its constants repeated."""
+        parts: list[Labels | NDArray[Any]] = []
+        for at, value in enumerate(node.inputs):
+            constant = self._several.constant(value)
+            if constant is None:
+                assert value is not None
+                parts.append(self._several.labels[value])
+                continue
+            if (node, at) in self._repeated:
+                shape = list(self._several.labels[self._repeated[node, at]].shape)
+                axis = node.attributes["axis"].as_int() % len(shape)
+                shape[axis] = constant.shape[axis]
+                constant = np.broadcast_to(constant, shape)
+            parts.append(constant)
+        return self._several.grids.concatenated(parts, node.attributes["axis"].as_int() % len(parts[0].shape))
+
+    def _change(self) -> None:
+        add = Adder(self._model)
+        for choice in self._choices:
+            node = self._nodes[choice.index]
+            shape = self._one.labels[node.outputs[0]].shape
+            target = [-1 if at == choice.axis else length for at, length in enumerate(shape)]
+            node.replace_input_with(1, add.constant(np.array(target)))
+            node.attributes.pop("allowzero", None)
+        for (node, index), beside in self._repeated.items():
+            constant = node.inputs[index]
+            length = self._several.shape_of(constant)[node.attributes["axis"].as_int()]
+            rank = len(self._several.shape_of(constant))
+            axis = node.attributes["axis"].as_int() % rank
+            add.before = node
+            before, after = add("Shape", beside, start=0, end=axis), add("Shape", beside, start=axis + 1)
+            whole = add("Concat", before, [length], after, axis=0)
+            node.replace_input_with(index, add("Expand", constant, whole))

@@ -5,6 +5,7 @@ Each rewrite says what its operator does, by the specification of ONNX or of com
 ONNX Runtime); tests hold it to ONNX Runtime's own kernel.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,16 +18,18 @@ from export.graph.places import Places
 from saccade.errors import DataError
 
 MICROSOFT = "com.microsoft"
+_KEPT = frozenset(("Einsum",))
+"""Operators of opset 20, which stay as they are where no plainer one does the same."""
 Rewrite = Callable[[Adder, Places, ir.Node], list[ir.Value | None]]
 """Adds the plain nodes and gives the values of the outputs, None for one that it cannot give. Raises ValueError."""
 
 
-def decompose(model: ir.Model, size: tuple[int, int], batch: int) -> list[str]:
+def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
     """Rewrites every fused operator of the graph, in place; gives the operators rewritten.
 
     Raises DataError naming an operator of another domain than ONNX's that cannot be undone.
     """
-    places = Places(model, size, batch)
+    places = Places(model, size, 1)
     add = Adder(model)
     rewritten: set[str] = set()
     for node in list(model.graph):
@@ -48,6 +51,9 @@ def decompose(model: ir.Model, size: tuple[int, int], batch: int) -> list[str]:
             if missing:
                 raise ValueError(f"its output {missing[0]} is used")
         except ValueError as error:
+            if node.op_type in _KEPT:
+                places.follow(node)
+                continue
             raise DataError(f"{describe(node)} cannot be undone: {error}") from error
         for made in add.made:
             places.follow(made)
@@ -159,6 +165,23 @@ def _fused_matmul(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | 
     return [product if alpha == 1.0 else add("Mul", product, add.number(alpha))]
 
 
+def _einsum(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
+    """Of two tensors that share batch axes and sum over one: a MatMul between transposes."""
+    match = re.fullmatch(r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", words(node, "equation", "").replace(" ", ""))
+    if match is None:
+        raise ValueError("it is no product of two tensors")
+    left, right, result = match.groups()
+    shared = [letter for letter in result if letter in left and letter in right]
+    summed = [letter for letter in left if letter in right and letter not in result]
+    rows, columns = ([letter for letter in one if letter not in other] for one, other in ((left, right), (right, left)))
+    if any(len(group) != 1 for group in (summed, rows, columns)) or len({*left, *right}) != len(shared) + 3:
+        raise ValueError("it is no MatMul")
+    first = add("Transpose", node.inputs[0], perm=[left.index(letter) for letter in [*shared, *rows, *summed]])
+    second = add("Transpose", node.inputs[1], perm=[right.index(letter) for letter in [*shared, *summed, *columns]])
+    given = [*shared, *rows, *columns]
+    return [add("Transpose", add("MatMul", first, second), perm=[given.index(letter) for letter in result])]
+
+
 def _with_activation(operator: str, beside: int) -> Rewrite:
     """A Conv or Gemm with an activation behind it, and a Conv that adds its fourth input before."""
 
@@ -194,6 +217,7 @@ _ACTIVATIONS: dict[str, dict[str, float]] = {
 
 REWRITES: dict[tuple[str, str], Rewrite] = {
     ("", "Attention"): fused_attention.standard,
+    ("", "Einsum"): _einsum,
     ("", "RMSNormalization"): _rms_norm,
     ("", "SimplifiedLayerNormalization"): _rms_norm,
     ("", "Swish"): _swish,

@@ -28,10 +28,10 @@ def output_shapes(
     proto, names = _alone(node)
     schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
     types, data = {}, {}
-    for name, value, shape, constant in zip(names, node.inputs, shapes, constants, strict=True):
-        if not name or value is None:
+    kinds = _kinds(schema, constants)
+    for name, kind, shape, constant in zip(names, kinds, shapes, constants, strict=True):
+        if not name:
             continue
-        kind = onnx.TensorProto.FLOAT if constant is None else onnx.helper.np_dtype_to_tensor_dtype(constant.dtype)
         types[name] = onnx.helper.make_tensor_type_proto(kind, shape)
         if constant is not None and constant.size < 1024:
             data[name] = onnx.numpy_helper.from_array(constant)
@@ -48,6 +48,27 @@ def output_shapes(
 
 
 _OPSETS = [onnx.helper.make_opsetid("", OPSET)]
+
+
+def _kinds(schema: onnx.defs.OpSchema, constants: Sequence[NDArray[Any] | None]) -> list[int]:
+    """Element types of the inputs; of one that is no constant, the first of a few that the operator takes there."""
+    formal = [schema.inputs[min(index, len(schema.inputs) - 1)] for index in range(len(constants))]
+    given = {one.type_str: onnx.helper.np_dtype_to_tensor_dtype(constant.dtype)
+             for one, constant in zip(formal, constants, strict=True) if constant is not None}  # fmt: skip
+    kinds = []
+    for one, constant in zip(formal, constants, strict=True):
+        if constant is not None:
+            kinds.append(onnx.helper.np_dtype_to_tensor_dtype(constant.dtype))
+            continue
+        taken = next((kind for name, kind in _TYPES.items() if name in one.types), onnx.TensorProto.FLOAT)
+        kinds.append(given.get(one.type_str, taken))
+    return kinds
+
+
+_TYPES = {
+    "tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64,
+    "tensor(bool)": onnx.TensorProto.BOOL,
+}  # fmt: skip
 
 
 def _alone(node: ir.Node) -> tuple[onnx.NodeProto, list[str]]:

@@ -86,15 +86,26 @@ def expose(
     if tokens is not None:
         outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
     add.outputs(outputs, instead_of=head)
+    for value in model.graph.outputs[len(outputs) :]:
+        _say_shape(value, places)
     common.RemoveUnusedNodesPass()(model)
     default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
     maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
     return Exposed(shape[1], layers, reading.pooling if reading else None, maps, rows)
 
 
+def _say_shape(value: ir.Value, places: Places) -> None:
+    """Of an output of theirs; an axis that may grow with the batch is left open."""
+    shape = places.shape(value)
+    if shape is not None:
+        value.shape = ir.Shape([None if length % places.batch == 0 else length for length in shape])
+
+
 def _layers(
     found: list[Found], grid: tuple[int, int] | None, names: Sequence[str] | None
 ) -> tuple[tuple[Row, ...], list[tuple[Found, AttentionLayer]]]:
+    if names is not None and len(names) != len(found):
+        raise ValueError(f"there are {len(names)} names for {len(found)} attention layers")
     rows: list[Row] = []
     used: list[tuple[Found, AttentionLayer]] = []
     for index, one in enumerate(found):

@@ -6,7 +6,7 @@ weight) keeps them, a convolution or a pool begins a coarser grid, and so does a
 Attention keeps a token's label: its result is about the query. Whatever the exporter wrote, the labels of an attention
 matrix then say which row is which cell of which grid, and which rows are none.
 
-A batch of two pictures is followed, so that an axis of batch times heads or windows can be told apart.
+A batch of several pictures is followed, so that an axis of batch times heads or windows can be told apart.
 """
 
 from typing import Any
@@ -20,7 +20,8 @@ from export.graph.labels import Grids, Labels
 from export.graph.nodes import describe, integer
 from export.graph.rules import follow
 
-BATCH = 2
+BATCH = 3
+"""Exporters are shown one picture or two, and what they took for a constant must not pass for a batch."""
 
 
 class Places:
@@ -32,9 +33,9 @@ class Places:
         self.labels: dict[ir.Value, Labels] = {}
         self.lost: dict[ir.Value, str] = {}
         self._constants: dict[ir.Value, NDArray[Any]] = {}
-        self._grids = Grids(batch)
+        self.grids = Grids(batch)
         (pixels,) = model.graph.inputs
-        self.labels[pixels] = self._grids.fresh((batch, 3, *size))
+        self.labels[pixels] = self.grids.fresh((batch, 3, *size))
 
     def shape_of(self, value: ir.Value | None) -> tuple[int, ...]:
         """Raises ValueError where it is lost."""
@@ -97,4 +98,4 @@ class Places:
             part = shape[integer(node, "start", 0) : integer(node, "end", len(shape))]
             return [part if node.op_type == "Shape" else np.asarray(shape.prod())]
         given = [constant if label is None else label for label, constant in zip(labels, constants, strict=True)]
-        return follow(self._grids, node, given)
+        return follow(self.grids, node, given)

@@ -28,11 +28,12 @@ def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tu
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _check_types(model)
     model = convert_opset(model)
-    batch, size = _input(model, size, said)
-    undone = decompose(model, size, batch)
+    size = _input(model, size, said)
+    undone = decompose(model, size)
     if undone:
         said.append(f"operators taken apart: {', '.join(undone)}")
-    open_batch(model, size)
+    if open_batch(model, size):
+        said.append("the graph took one picture: its shapes were opened for any number")
     common.RemoveUnusedOpsetsPass()(model)
     return model, size, said
 
@@ -62,8 +63,8 @@ def _check_types(model: ir.Model) -> None:
             raise DataError(f"the weight {value.name} is {kind}; the graph must compute in float32: export it so")
 
 
-def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tuple[int, tuple[int, int]]:
-    """(batch to follow the graph with, size); the input becomes (batch, 3, height, width)."""
+def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tuple[int, int]:
+    """Height and width; the input becomes (batch, 3, height, width)."""
     inputs: Sequence[ir.Value] = model.graph.inputs
     if len(inputs) != 1:
         raise DataError(f"the graph takes {len(inputs)} inputs ({', '.join(str(value.name) for value in inputs)}); "
@@ -88,13 +89,14 @@ def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tu
     assert size is not None
     if any(given not in (None, asked) for given, asked in zip(fixed, size, strict=True)):
         raise DataError(f"the graph takes pictures of {fixed[0]} x {fixed[1]}, not {size[0]} x {size[1]}")
-    batch = shape[0] if isinstance(shape[0], int) else 2
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise DataError(
+            f"the graph takes {shape[0]} pictures, no more and no fewer: export it with an open batch, or 1"
+        )
     if last:
         _channels_first(model, pixels)
         said.append("the graph takes channels last: a Transpose stands before it")
-    pixels = model.graph.inputs[0]
-    pixels.shape = ir.Shape([shape[0] if isinstance(shape[0], int) else "batch", 3, *size])
-    return batch, size
+    return size
 
 
 def _channels_first(model: ir.Model, pixels: ir.Value) -> None:

@@ -129,9 +129,9 @@ class _Reader:
     def _tokens(self, value: ir.Value) -> tuple[list[int], bool]:
         """The tokens of the first picture that a value is about, and whether some of it is about none of them."""
         labels = self._places.labels[value]
-        if labels.frame != self._frame or not labels.shape or labels.shape[0] != self._places.batch:
+        if labels.frame != self._frame:
             return [], True
-        found = np.unique(labels.cells[0])
+        found = np.unique(labels.cells[labels.cells < labels.frame.cells])
         return [int(cell) for cell in found if cell in self._row and cell != NOWHERE], not np.isin(
             found, self._row[self._row != NOWHERE]
         ).all()

@@ -10,8 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export import adopt as adoption
+from export.graph.decompose import check_operators
 from export.graph.evaluate import run_whole
 from export.graph.expose import expose
+from export.graph.opset import check_opset
 from export.graph.prepare import logits_of, prepare
 from export.graph.read import external_files, read_model
 from export.names import LOGITS
@@ -34,6 +36,8 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     labels = labels_of(options.labels) if options.labels is not None else from_metadata(model.metadata_props)
     if labels is None:
         raise DataError(f"{path} names no labels: give --labels, a file with one a line")
+    check_opset(model)
+    check_operators(model)
     said: list[str] = []
     logits, by_itself = logits_of(model, options.output, said)
     name = logits.name or ""

@@ -92,11 +92,18 @@ def _weights(softmax: ir.Node, places: Places) -> ir.Value | None:
     while True:
         users = [node for node in value.consumers() if node.domain == "" and node.op_type not in ("Shape", "IsNaN")]
         if any(_weighs(value, users, places)):
-            return value
+            return _whole(value, places)
         following = [node for node in users if node.op_type in _AFTER]
         if len(following) != 1:
             return None
         value = following[0].outputs[0]
+
+
+def _whole(value: ir.Value, places: Places) -> ir.Value:
+    """Behind the Reshape that gives back what a softmax of an old opset was flattened from."""
+    users = list(value.consumers())
+    flat = len(places.labels[value].shape) < 3 and len(users) == 1 and users[0].op_type == "Reshape"
+    return users[0].outputs[0] if flat and users[0].outputs[0] in places.labels else value
 
 
 def _weighs(value: ir.Value, users: list[ir.Node], places: Places) -> Iterator[bool]:
@@ -111,7 +118,8 @@ def _weighs(value: ir.Value, users: list[ir.Node], places: Places) -> Iterator[b
 
 def _read(softmax: ir.Node, scores: ir.Node, weights: ir.Value, places: Places, why_not: str | None = None) -> Found:
     shape = places.labels[weights].shape
-    axis = integer(softmax, "axis", -1) % len(places.labels[softmax.outputs[0]].shape)
+    rank = len(places.labels[softmax.outputs[0]].shape)
+    axis = integer(softmax, "axis", -1) % rank - rank + len(shape)
     transposed = axis == len(shape) - 2
     tokens = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
     layout = _Layout(shape[1] if len(shape) == 4 else 1)

@@ -27,8 +27,9 @@ Rewrite = Callable[[Adder, Places, ir.Node], list[ir.Value | None]]
 def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
     """Rewrites every fused operator of the graph, in place; gives the operators rewritten.
 
-    Raises DataError naming an operator of another domain than ONNX's that cannot be undone.
+    Raises DataError naming an operator that cannot be undone.
     """
+    check_operators(model)
     places = Places(model, size, 1)
     add = Adder(model)
     rewritten: set[str] = set()
@@ -36,11 +37,6 @@ def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
         node.domain = "" if node.domain == "ai.onnx" else node.domain
         rewrite = REWRITES.get((node.domain, node.op_type))
         if rewrite is None:
-            if node.domain == "com.microsoft.nchwc":
-                raise DataError(f"{describe(node)} is laid out for one kind of processor and cannot be undone: "
-                                "optimise no further than ONNX Runtime's extended level")  # fmt: skip
-            if node.domain != "":
-                raise DataError(f"{describe(node)} is no operator of ONNX and cannot be undone: export without it")
             places.follow(node)
             continue
         add.before, add.made = node, []
@@ -61,6 +57,18 @@ def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
         rewritten.add(describe(node).split()[0])
     model.opset_imports.pop("ai.onnx", None)
     return sorted(rewritten)
+
+
+def check_operators(model: ir.Model) -> None:
+    """Raises DataError naming an operator that is neither ONNX's, nor the model's own function, nor to be undone."""
+    functions = {(domain, name) for domain, name, _ in model.functions}
+    for node in model.graph:
+        if node.domain in ("", "ai.onnx") or {(node.domain, node.op_type)} & (functions | REWRITES.keys()):
+            continue
+        if node.domain == "com.microsoft.nchwc":
+            raise DataError(f"{describe(node)} is laid out for one kind of processor and cannot be undone: "
+                            "optimise no further than ONNX Runtime's extended level")  # fmt: skip
+        raise DataError(f"{describe(node)} is no operator of ONNX and cannot be undone: export without it")
 
 
 def _at(results: list[ir.Value | None], index: int) -> ir.Value | None:
@@ -200,7 +208,7 @@ def _activated(add: Adder, value: ir.Value, node: ir.Node) -> ir.Value:
     if "activation_params" in node.attributes:
         given = list(node.attributes["activation_params"].as_floats())
     else:
-        given = [number(node, key, default) for key, default in _ACTIVATIONS.get(name, {}).items()
+        given = [number(node, f"activation_{key}", default) for key, default in _ACTIVATIONS.get(name, {}).items()
                  if f"activation_{key}" in node.attributes]  # fmt: skip
     if name == "":
         return value

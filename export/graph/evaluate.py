@@ -55,7 +55,7 @@ def _kinds(schema: onnx.defs.OpSchema, constants: Sequence[NDArray[Any] | None])
     formal = [schema.inputs[min(index, len(schema.inputs) - 1)] for index in range(len(constants))]
     given = {one.type_str: onnx.helper.np_dtype_to_tensor_dtype(constant.dtype)
              for one, constant in zip(formal, constants, strict=True) if constant is not None}  # fmt: skip
-    kinds = []
+    kinds: list[int] = []
     for one, constant in zip(formal, constants, strict=True):
         if constant is not None:
             kinds.append(onnx.helper.np_dtype_to_tensor_dtype(constant.dtype))

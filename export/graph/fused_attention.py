@@ -66,29 +66,22 @@ def packed(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
 
 
 def multi_head(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
-    """MultiHeadAttention of com.microsoft: queries, keys and values (batch, N, width) or packed, a bias for all."""
+    """MultiHeadAttention of com.microsoft: queries, keys and values (batch, N, width), a bias for all three."""
     query, key, value, bias, mask, attention_bias, *rest = (*node.inputs, *[None] * 10)[:10]
     _refuse(node, mask=mask, past=next((one for one in rest if one is not None), None))
     heads = integer(node, "num_heads", 0)
     if query is None:
         raise ValueError("it has no queries")
     shape = places.shape_of(query)
-    if len(shape) == 5:  # (batch, N, heads, 3, d)
-        if bias is not None:
-            raise ValueError("it adds a bias to packed queries, keys and values")
-        parts = [add("Gather", query, add.constant(np.array(index)), axis=3) for index in range(3)]
-        moved = [add("Transpose", part, perm=[0, 2, 1, 3]) for part in parts]
-        width = shape[-1]
-    else:
-        flat = [query, key, value]
-        if key is None or value is None or [places.rank(one) for one in flat] != [3, 3, 3]:
-            raise ValueError("its keys and values are not (batch, N, width)")
-        if bias is not None:
-            ends = np.cumsum([0, *(places.shape_of(one)[-1] for one in flat)]).tolist()
-            flat = [add("Add", one, add("Slice", bias, [begin], [end], [0]))
-                    for one, begin, end in zip(flat, ends, ends[1:], strict=False)]  # fmt: skip
-        moved = [_split_heads(add, one, heads) for one in flat]
-        width = shape[-1] // heads
+    flat = [query, key, value]
+    if key is None or value is None or [places.rank(one) for one in flat] != [3, 3, 3]:
+        raise ValueError("its queries, keys and values are not three times (batch, N, width)")
+    if bias is not None:
+        ends = np.cumsum([0, *(places.shape_of(one)[-1] for one in flat)]).tolist()
+        flat = [add("Add", one, add("Slice", bias, [begin], [end], [0]))
+                for one, (begin, end) in zip(flat, pairwise(ends), strict=True)]  # fmt: skip
+    moved = [_split_heads(add, one, heads) for one in flat]
+    width = shape[-1] // heads
     scale = number(node, "scale", 0.0) or 1 / math.sqrt(width)
     return [_attended(add, moved[0], moved[1], moved[2], scale, attention_bias)]
 

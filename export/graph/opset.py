@@ -16,9 +16,7 @@ _NEW_ATTRIBUTES = frozenset(("block_size", "output_dtype", "precision", "saturat
 
 def convert_opset(model: ir.Model) -> ir.Model:
     """The model in opset 20. Operators that came later are left for `decompose`. Raises DataError where that fails."""
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
-    if opset < _OLDEST:
-        raise DataError(f"the graph has opset {opset}; the oldest that can be read is {_OLDEST}: export it anew")
+    opset = check_opset(model)
     if opset < _SAME_SINCE:
         model = _converted(model, opset)
         opset = model.opset_imports[""]
@@ -28,6 +26,14 @@ def convert_opset(model: ir.Model) -> ir.Model:
                 _check_same(node, opset)
     model.opset_imports[""] = OPSET
     return model
+
+
+def check_opset(model: ir.Model) -> int:
+    """The graph's opset. Raises DataError where it is too old to be converted."""
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    if opset < _OLDEST:
+        raise DataError(f"the graph has opset {opset}; the oldest that can be read is {_OLDEST}: export it anew")
+    return opset
 
 
 def _converted(model: ir.Model, opset: int) -> ir.Model:

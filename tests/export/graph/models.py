@@ -58,6 +58,31 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class FusedBlock(Block):
+    def forward(self, x: Tensor, owner: Classifier, mask: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        query, key, value = (heads_of(projection(y)) for projection in (self.query, self.key, self.value))
+        if not (torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()):
+            owner.seen.append(attend(query, key, value)[1])
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class BertBlock(Block):
+    def forward(self, x: Tensor, owner: Classifier, mask: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        shape = (y.shape[0], y.shape[1], self.heads, WIDTH // self.heads)
+        query, key, value = (
+            projection(y).view(shape).permute(0, 2, 1, 3) for projection in (self.query, self.key, self.value)
+        )
+        weights = F.softmax(torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(WIDTH // self.heads), dim=-1)
+        owner.seen.append(weights)
+        attended = torch.matmul(weights, value).permute(0, 2, 1, 3).reshape(y.shape[0], y.shape[1], WIDTH)
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm2(x))
+
+
 class Vit(Classifier):
     """Special tokens first; `read` says how the head reads."""
 
@@ -82,6 +107,22 @@ class Vit(Classifier):
 
     def read(self, x: Tensor) -> Tensor:
         return self.head(x[:, 0])
+
+
+class FusedVit(Vit):
+    """Attention by torch's own scaled_dot_product_attention; `seen` by its formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(FusedBlock() for _ in range(2))
+
+
+class BertVit(Vit):
+    """Transposes and scales as in BERT, which is what optimizers look for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(BertBlock() for _ in range(2))
 
 
 class PooledVit(Vit):

@@ -62,7 +62,7 @@ def adopt(
             "attention": exposed.layers,
             "pooling": exposed.pooling,
             "maps": exposed.maps,
-            "tolerance": TOLERANCE,
+            "tolerance": TOLERANCE,  # of the draft; `assemble` has the final one
             "provenance": Provenance(
                 origin=facts.origin, commit=exporter_commit(), versions={**versions(), **facts.versions}
             ),

@@ -14,8 +14,8 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from export.eager import plain_attention
 from export.names import INPUT
 
 OPSET = 20
@@ -47,6 +47,18 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
         )
     assert program is not None
     return program.model
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it no fused kernel is taken: attention is MatMul, Softmax, MatMul, step by step."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

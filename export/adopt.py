@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.assemble import assemble, exporter_commit, gives_manifest
+from export.assemble import assemble, gives_manifest
+from export.environment import commit
 from export.graph.expose import Exposed
 from export.reference import Reference
 from export.weights import TOLERANCE, versions, write_files
@@ -63,9 +64,7 @@ def adopt(
             "pooling": exposed.pooling,
             "maps": exposed.maps,
             "tolerance": TOLERANCE,  # of the draft; `assemble` has the final one
-            "provenance": Provenance(
-                origin=facts.origin, commit=exporter_commit(), versions={**versions(), **facts.versions}
-            ),
+            "provenance": Provenance(origin=facts.origin, commit=commit(), versions={**versions(), **facts.versions}),
             "card": facts.card,
         }
         return assemble(

@@ -1,6 +1,5 @@
 """Files and promises -> a bundle, verified before anybody can see it."""
 
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,12 +54,3 @@ def draft_manifest(name: str, version: int, fields: Mapping[str, Any]) -> Manife
     """A manifest before its files are hashed."""
     identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version, "files": {}}
     return Manifest.model_validate({**identity, **fields})
-
-
-def exporter_commit() -> str | None:
-    """Of the exporter's source; None outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from export.data import load, open_source, split
+from export.data import open_source
+from export.examples import load, split
 from export.recipe import recipe_of
 from export.runtime import open_graph
 from saccade.bundle import Bundle, update_bundle
@@ -28,7 +29,7 @@ def evaluate(bundle: Bundle, data: Path | None, split_name: Literal["test", "hel
     if split_name == "test":
         pictures = load(source.test(), manifest.preprocessing)
     else:
-        pictures = split(load(source.training(), manifest.preprocessing))[1]
+        pictures = load(split(source.training())[1], manifest.preprocessing)
     answer = open_graph(bundle.graph, only=("logits",))
     correct, started = 0, time.monotonic()
     for start in range(0, len(pictures.labels), BATCH):

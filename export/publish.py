@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from export.assemble import assemble, exporter_commit, gives_manifest
+from export.assemble import assemble, gives_manifest
 from export.convert import write_model
-from export.data import HELD_OUT_SEED, HELD_OUT_SHARE
+from export.environment import commit
+from export.examples import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
 from export.nets.maps import maps_of
 from export.recipe import Recipe
@@ -51,10 +52,11 @@ def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any
 def _provenance(recipe: Recipe, state: dict[str, Any]) -> Provenance:
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
+        init=state.get("init"),
         data=state["data"],
         held_out=f"1 of {HELD_OUT_SHARE} training pictures of each class, seed {HELD_OUT_SEED}",
         seed=recipe.seed,
-        commit=exporter_commit(),
+        commit=commit(),
         versions={**versions(), "torch (training)": state["torch"]},
     )
 

@@ -1,117 +1,158 @@
 """Trains a recipe: read top to bottom. Stopping and resuming gives the same weights as not stopping.
 
-Each epoch draws its order, augmentation and stochastic depth from a seed made of the recipe's and its own number, so
-no generator state has to be kept.
+Each epoch draws its order, augmentation and stochastic depth from a seed made of the recipe's, its own number and the
+process, so no generator state has to be kept.
 """
 
-import math
-import sys
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
-from pydantic import ValidationError
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from export.augment import flip_mask, shift_and_flip
-from export.checkpoint import State
-from export.data import Pictures, Source, load, split
+from export.augment import Augment, Normalize, flip_mask
+from export.crop import DRAWS
+from export.distributed import World, join
+from export.examples import Source, held_out
+from export.init import Weights, begin
+from export.loader import Loader, Order, Resident, open_loader
+from export.losses import Losses, Progress
 from export.nets import Net, build
-from export.nets.maps import maps_of
+from export.nets.base import layer_rates
+from export.nets.maps import checked_maps
+from export.optimize import Average, build_optimizer, rate_share, set_rate
 from export.recipe import Recipe, TrainingConfig
 from export.run import Learner, Run
-from saccade.errors import DataError, RecipeError
-from saccade.preprocess import normalization
+
+LOOK = 20
+"""Steps between two looks at the loss."""
+EVALUATION_BATCH = 512
+_ORDER, _AUGMENTATION = 1, 2
+"""What numbers are drawn for, as the first part of a seed: no two draws share one."""
 
 
-def train(recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", stop_after: int | None = None) -> None:
-    """Trains to the recipe's last epoch, or resumes the run in `folder`.
+def train(
+    recipe: Recipe,
+    source: Source,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    init: Callable[[], Weights] | None = None,
+    resident: Resident = "auto",
+    workers: int = 0,
+    stop_after: int | None = None,
+) -> None:
+    """Trains to the recipe's last epoch, or resumes the run in `folder`; with others, where torchrun started it.
 
-    `stop_after` ends the call after that many epochs in all, as if interrupted there. Raises DataError where the
-    folder holds a run of another recipe or the loss is no longer finite.
+    `init` reads the weights to begin with; a run that is resumed has its own. `resident` and `workers` say how
+    pictures come to the device (see `open_loader`), and change nothing else. `stop_after` ends the call after that
+    many epochs in all, as if interrupted there. Raises DataError where the folder holds another run or beginning, a
+    picture cannot be read, or the loss is no longer finite.
     """
-    _check_device(device)
-    config = recipe.training
-    to_train_on, held_out = split(load(source.training(), recipe.preprocessing))
-    images, labels = _resident(to_train_on, device)
-    torch.manual_seed(recipe.seed)
-    net = build(recipe.net, recipe.size, len(source.classes)).to(device)
-    _check_maps(net, recipe)
-    channels_last(net)
-    average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    learner = Learner(net, average, _optimizer(net, config))
-    run = Run(folder, recipe, source.classes, source.name)
-    run.open(learner)
+    with ExitStack() as stack:
+        config = recipe.training
+        world = stack.enter_context(join(device))
+        torch.manual_seed(recipe.seed)
+        net = build(recipe.net, recipe.size, len(source.classes)).to(world.device)
+        checked_maps(net, recipe.default_maps)
+        examples = source.training()
+        run = stack.enter_context(closing(Run(folder, recipe, source, examples, world)))
+        if init is not None:
+            begin(net, run, init)
+        learner = _learner(net, config)
+        run.open(learner)
+        loader = open_loader(
+            examples, recipe.preprocessing, world.device, crop_area=config.crop_area, resident=resident, workers=workers
+        )
+        trainer = _Trainer(recipe, len(source.classes), learner, loader, held_out(examples.labels), world)
+        for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
+            progress = Progress(epoch, config.epochs, quiet=world.rank > 0)
+            metrics = {"epoch": epoch + 1, **trainer.epoch(epoch, progress), "held_out_accuracy": trainer.accuracy()}
+            run.save(learner, metrics)
+            progress.end(metrics)
 
-    batch = min(config.batch, len(labels))
-    steps = len(labels) // batch
-    to_input = _Normalize(recipe, device)
-    flips = torch.zeros(len(labels), dtype=torch.bool)
-    for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
-        started = time.monotonic()
-        torch.manual_seed(recipe.seed * 100_003 + epoch)  # stochastic depth
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        order = torch.randperm(len(labels), generator=generator)
-        if config.flip:
-            flips = flip_mask(len(labels), epoch, recipe.seed)
-        net.train()
-        total_loss = 0.0
-        for step in range(steps):
-            now = epoch * steps + step
-            chosen = order[step * batch : (step + 1) * batch]
-            pictures = shift_and_flip(images[chosen.to(device)], flips[chosen], config.shift, generator)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(now, steps, config)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-                logits = net(to_input(pictures))
-            loss = F.cross_entropy(logits.float(), labels[chosen.to(device)], label_smoothing=config.label_smoothing)
+
+class _Trainer:
+    """The loop. What changes from epoch to epoch is all in `learner`."""
+
+    def __init__(
+        self, recipe: Recipe, classes: int, learner: Learner, loader: Loader, mask: NDArray[np.bool_], world: World
+    ) -> None:
+        self._recipe, self._learner, self._loader, self._world = recipe, learner, loader, world
+        self._pictures, self._held_out = np.flatnonzero(~mask), np.flatnonzero(mask)
+        self._flip = recipe.training.flip
+        self._batch = min(recipe.training.batch, len(self._pictures))
+        self._part = world.part(self._batch)
+        self._steps = len(self._pictures) // self._batch
+        self._augment = Augment(recipe, classes, world.device)
+        self._normalize = Normalize(recipe.preprocessing, world.device)
+        model = world.wrap(learner.net)
+        self._model: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.training.compile else model
+
+    def epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """One pass over the pictures that are not held out, the rest of the last batch left out; its metrics."""
+        config, learner, device = self._recipe.training, self._learner, self._world.device
+        orders = self._orders(epoch)
+        flips = torch.from_numpy(flip_mask(len(self._pictures) + len(self._held_out), epoch, self._recipe.seed))
+        random = np.random.default_rng([_AUGMENTATION, self._recipe.seed, epoch, self._world.rank])
+        torch.manual_seed(int(random.integers(2**63)))  # stochastic depth
+        losses = Losses(self._world, epoch)
+        rate = 0.0
+        learner.net.train()
+        for step, (images, labels) in enumerate(self._loader.batches(orders)):
+            now = epoch * self._steps + step
+            rate = config.learning_rate * rate_share(now, config.epochs * self._steps, config)
+            set_rate(learner.optimizer, rate)
+            inputs, targets = self._augment(images, labels, flips[orders[step].indices], epoch, random)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"), attention(device):
+                logits = self._model(inputs)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip)
+            nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip)
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
-            _average(average, net, config.ema, now)
-            total_loss += loss.item()
-            if not math.isfinite(total_loss):
-                rate = learner.optimizer.param_groups[0]["lr"]
-                raise DataError(f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}, rate {rate:g}")
-            if (step + 1) % 20 == 0:
-                elapsed = time.monotonic() - started
-                left = ((config.epochs - epoch) * steps - step - 1) * elapsed / (step + 1)
-                _show(
-                    f"epoch {epoch + 1}/{config.epochs}  step {step + 1}/{steps}  loss {total_loss / (step + 1):.4f}"
-                    f"  {(step + 1) * batch / elapsed:.0f} images/s  {left / 60:.1f} min left"
-                )
-
-        seconds = time.monotonic() - started
-        metrics = {
-            "epoch": epoch + 1,
-            "loss": total_loss / steps,
-            "held_out_accuracy": _accuracy(recipe, average, held_out, len(source.classes), device),
-            "images_per_second": steps * batch / seconds,
-            "seconds": seconds,
+            learner.average.update(now)
+            losses.add(loss, rate)
+            if (step + 1) % LOOK == 0:
+                progress.step(step + 1, self._steps, losses.mean(), self._batch)
+        return {
+            "loss": losses.mean(),
+            "learning_rate": rate,
+            "images_per_second": self._steps * self._batch / progress.seconds,
+            "seconds": progress.seconds,
         }
-        run.save(learner, metrics)
-        _show(
-            f"epoch {epoch + 1}/{config.epochs}  loss {metrics['loss']:.4f}"
-            f"  held-out accuracy {metrics['held_out_accuracy']:.4f}  {metrics['images_per_second']:.0f} images/s",
-            end="\n",
-        )
+
+    @torch.inference_mode()
+    def accuracy(self) -> float:
+        """Of the averaged weights on the held-out pictures, shared out among the processes."""
+        net, world = self._learner.average.net, self._world
+        world.share(net.buffers())  # of batch norms, which each process averages from its own part
+        mine = self._held_out[world.rank :: world.size]
+        parts = [Order(mine[start : start + EVALUATION_BATCH]) for start in range(0, len(mine), EVALUATION_BATCH)]
+        right = torch.zeros((), dtype=torch.int64, device=world.device)
+        for images, labels in self._loader.batches(parts):
+            right += (net(self._normalize(images)).argmax(-1) == labels).sum()
+        return int(world.total(right)) / len(self._held_out)
+
+    def _orders(self, epoch: int) -> list[Order]:
+        """The part of each batch that is this process's; all draw the same whole."""
+        random = np.random.default_rng([_ORDER, self._recipe.seed, epoch])
+        order = random.permutation(self._pictures)[: self._steps * self._batch].reshape(self._steps, self._batch)
+        indices = order[:, self._part]
+        if self._recipe.training.crop_area is None:
+            return [Order(part) for part in indices]
+        crops = random.random((*order.shape, DRAWS))[:, self._part]
+        return [Order(part, crop) for part, crop in zip(indices, crops, strict=True)]
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
-
-
-def _check_maps(net: Net, recipe: Recipe) -> None:
-    """Before an hour of training, not after it."""
-    try:
-        maps_of(net, recipe.default_maps)
-    except ValidationError as error:
-        raise RecipeError(f"default_maps: {error.errors()[0]['msg']}") from error
+def _learner(net: Net, config: TrainingConfig) -> Learner:
+    channels_last(net)
+    return Learner(net, Average(net, config.ema), build_optimizer(net, config, layer_rates(net, config.layer_decay)))
 
 
 def channels_last(net: Net) -> None:
@@ -121,71 +162,6 @@ def channels_last(net: Net) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def _resident(pictures: Pictures, device: str) -> tuple[Tensor, Tensor]:
-    """All pictures of a split on the device: (n, 3, H, W) uint8, and labels (n,)."""
-    images = torch.from_numpy(pictures.pixels).permute(0, 3, 1, 2).contiguous()
-    return images.to(device), torch.from_numpy(pictures.labels).to(device)
-
-
-class _Normalize:
-    """uint8 -> normalised float32 on the device, with the constants of the one preprocessing."""
-
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        scale, offset = normalization(recipe.preprocessing)
-        self.scale = torch.from_numpy(scale).view(3, 1, 1).to(device)
-        self.offset = torch.from_numpy(offset).view(3, 1, 1).to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return (images * self.scale + self.offset).contiguous(memory_format=torch.channels_last)
-
-
-def _optimizer(net: Net, config: TrainingConfig) -> torch.optim.Optimizer:
-    """No weight decay on norms, biases, positions and special tokens."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, parameter in net.named_parameters():
-        exempt = parameter.ndim < 2 or name in ("position", "class_token")
-        (plain if exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-
-
-def _schedule(step: int, steps_an_epoch: int, config: TrainingConfig) -> float:
-    """Share of the learning rate: linear warm-up, then a cosine to 0."""
-    warmup = config.warmup_epochs * steps_an_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1.0, config.epochs * steps_an_epoch - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-@torch.no_grad()
-def _average(average: State, net: Net, decay: float, step: int) -> None:
-    """Exponential moving average; early steps count more, so that the start is forgotten."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            average[name].lerp_(tensor, weight)
-        else:
-            average[name].copy_(tensor)
-
-
-@torch.inference_mode()
-def _accuracy(recipe: Recipe, weights: State, pictures: Pictures, classes: int, device: str) -> float:
-    net = build(recipe.net, recipe.size, classes).to(device)
-    net.load_state_dict(weights)
-    net.eval()
-    images, labels = _resident(pictures, device)
-    to_input = _Normalize(recipe, device)
-    right = sum(
-        int((net(to_input(images[part])).argmax(-1) == labels[part]).sum())
-        for part in (slice(start, start + 500) for start in range(0, len(labels), 500))
-    )
-    return right / len(labels)
-
-
-def _show(line: str, end: str = "") -> None:
-    """Over the line before."""
-    print(f"\r{line:100}", end=end, file=sys.stderr, flush=True)
+def attention(device: torch.device) -> AbstractContextManager[None]:
+    """How attention is computed while it is trained: the gradient of CPUs' fused kernel takes several times as long."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,6 +1,6 @@
 """Parity: the bundle's graph through ONNX Runtime against the source model, and each map against its formula."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from export.data import Example, load, open_source
+from export.data import open_source
+from export.examples import Example, load
 from export.graph.evaluate import run_whole
 from export.names import LOGITS
 from export.recipe import recipe_of
@@ -157,7 +158,7 @@ def _pixels(manifest: Manifest, data: Path | None, count: int) -> tuple[NDArray[
     return normalize(pictures.pixels, spec), f"{len(pictures.labels)} training pictures of {source.name}"
 
 
-def _spread(examples: Iterator[Example], count: int) -> Iterator[Example]:
+def _spread(examples: Iterable[Example], count: int) -> Iterator[Example]:
     """Every 16th, so that image folders, which come class by class, give more than one class."""
     return islice(examples, 0, count * 16, 16)
 

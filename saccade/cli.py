@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,18 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe, or goes on where the run folder stands."""
-    recipes, data, training = _needs("export", "export.recipe", "export.data", "export.train")
+    recipes, data, cifar10, training, init = _needs(
+        "export", "export.recipe", "export.data", "export.cifar10", "export.train", "export.init"
+    )
     recipe = recipes.load_recipe(options.recipe)
     if options.download and recipe.data.kind == "cifar10":
         if options.data is None:
             raise DataError("--download needs --data DIR to put CIFAR-10 into")
-        data.download_cifar10(options.data)
+        cifar10.download_cifar10(options.data)
     source = data.open_source(recipe.data, options.data, recipe.preprocessing)
+    read = options.init and partial(init.read_weights, options.init, options.models)
     try:
-        training.train(recipe, source, options.out, device=options.device)
+        training.train(
+            recipe,
+            source,
+            options.out,
+            device=options.device,
+            init=read,
+            resident=options.resident,
+            workers=_cpus() if options.workers is None else options.workers,
+        )
     except KeyboardInterrupt:
         print(f"\nsaccade: stopped; the same command resumes from the last epoch in {options.out}", file=sys.stderr)
         raise
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Prints what a recipe's net has and costs; needs no data."""
+    recipes, describing = _needs("export", "export.recipe", "export.describe")
+    description = describing.describe(recipes.load_recipe(options.recipe))
+    print(describing.to_text(Path(options.recipe).stem, description))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -163,7 +182,21 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
     one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    one.add_argument(
+        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
+    )
+    one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
+    one.add_argument(
+        "--resident",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="keep all pictures on the device, or read them anew in each epoch (default: as memory allows)",
+    )
+    one.add_argument("--workers", type=_count, metavar="N", help="processes that read pictures (default: one a CPU)")
     one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
+
+    one = command("describe", describe)
+    one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
 
     add_arguments(command("export", export))
 
@@ -212,6 +245,17 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most 1000000, not {text!r}")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > 1024:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 1024, not {text!r}")
+    return int(text)
+
+
+def _cpus() -> int:
+    """Of this process, which shares them with those that torchrun started beside it."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 def _only(models: Path) -> str:

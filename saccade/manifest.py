@@ -206,11 +206,24 @@ class Origin(Frozen):
     """What the framework needs, beside the weights, to build it again."""
 
 
+class Initialisation(Frozen):
+    """Whose weights a training run began with."""
+
+    name: str
+    """Of a bundle, or of a safetensors file."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the weights."""
+    changes: tuple[str, ...] = ()
+    """What was made new or interpolated, a phrase each."""
+
+
 class Provenance(Frozen):
     """Where the weights come from; with the bundle alone, enough to rebuild the net. Either `recipe` or `origin`."""
 
     recipe: dict[str, object] | None = None
     origin: Origin | None = None
+    init: Initialisation | None = None
+    """None where training began with random weights."""
     data: str | None = None
     held_out: str | None = None
     seed: int | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.geometry import region
+from saccade.geometry import Region, region
 from saccade.manifest import Preprocessing
 
 _RESAMPLING = {
@@ -29,6 +29,11 @@ def resize(picture: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
     seen = region(picture.width, picture.height, spec)
     if seen == (0.0, 0.0, spec.width, spec.height) == (0.0, 0.0, picture.width, picture.height):
         return np.asarray(picture)
+    return resample(picture, seen, spec)
+
+
+def resample(picture: Image.Image, seen: Region, spec: Preprocessing) -> NDArray[np.uint8]:
+    """A region of an RGB picture at the size of the net, with antialiasing, as uint8 (height, width, 3)."""
     # Pillow's box resampling reads past the box's edge where there are pixels, so this equals resize, then crop.
     box = (seen.left, seen.top, seen.left + seen.width, seen.top + seen.height)
     return np.asarray(picture.resize((spec.width, spec.height), _RESAMPLING[spec.interpolation], box=box))

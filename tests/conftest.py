@@ -31,18 +31,24 @@ NETS: dict[str, dict[str, Any]] = {
     "tiny-cct": {"kind": "cct", "layers": 2, "heads": 2, "width": 32, "mlp_ratio": 1.0, "kernel": 3,
                  "convolutions": 1, "tokenizer_width": 32},
     "tiny-vit": {"kind": "vit", "patch": 4, "layers": 3, "heads": 2, "width": 32, "mlp_ratio": 2.0},
-    "tiny-vit-mean": {"kind": "vit", "patch": 8, "layers": 2, "heads": 4, "width": 32, "pooling": "mean"},
+    "tiny-vit-mean": {"kind": "vit", "patch": 8, "layers": 2, "heads": 4, "width": 32, "pooling": "mean",
+                      "registers": 3},
+    "tiny-hybrid": {"kind": "hybrid", "stem": "small", "block": "basic", "blocks": [1, 1, 1], "width": 8,
+                    "heads": [2, 4], "attention_width": 16, "attention_expansion": 2},
     "tiny-resnet": {"kind": "resnet", "depth": 8},
+    "tiny-convmixer": {"kind": "convmixer", "width": 16, "layers": 2, "kernel": 3, "patch": 4},
 }  # fmt: skip
-SIZES = {"tiny-vit": (16, 24)}
-"""Height and width, where they are not 16 x 16: one net is not square, so that no code may take a square root."""
+SIZES = {"tiny-vit": (16, 24), "tiny-hybrid": (24, 16)}
+"""Height and width, where they are not 16 x 16: some are not square, so that no code may take a square root."""
+CLASS_MAP_ONLY = ("tiny-hybrid", "tiny-resnet", "tiny-convmixer")
+"""No rollout: they have no attention layers, or layers of different grids."""
 
 
 def tiny_recipe(name: str, **training: Any) -> Recipe:
     """The recipe of one of `NETS` on the digits."""
     base = load_recipe("digits-cct").model_dump()
     height, width = SIZES.get(name, (16, 16))
-    default = ["class"] if name == "tiny-resnet" else ["rollout"]
+    default = ["class"] if name in CLASS_MAP_ONLY else ["rollout"]
     return Recipe.model_validate(
         {
             **base,

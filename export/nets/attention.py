@@ -12,31 +12,83 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class RelativePositions(nn.Module):
+    """Learned 2-D relative positions of a grid: r[i, j] = height[row j - row i] + width[column j - column i].
+
+    What query i says of position j is q_i · r[i, j], the content-position logits of BoTNet (Srinivas et al. 2021,
+    https://arxiv.org/abs/2101.11605, figure 4), after Shaw et al. 2018 and Ramachandran et al. 2019. All heads share
+    the embeddings. Row k of `height` stands for k - (rows - 1) rows downwards, and `width` likewise.
+    """
+
+    row_steps: Tensor
+    column_steps: Tensor
+
+    def __init__(self, grid: tuple[int, int], head_width: int) -> None:
+        super().__init__()
+        rows, columns = grid
+        self.grid = grid
+        self.height = nn.Parameter(torch.empty(2 * rows - 1, head_width))
+        self.width = nn.Parameter(torch.empty(2 * columns - 1, head_width))
+        for embedding in (self.height, self.width):
+            nn.init.normal_(embedding, std=head_width**-0.5)
+        self.register_buffer("row_steps", _steps(rows), persistent=False)
+        self.register_buffer("column_steps", _steps(columns), persistent=False)
+
+    def forward(self, query: Tensor) -> Tensor:
+        """(B, H, N, d_k) -> logits (B, H, N, N), not yet divided by sqrt(d_k); tokens stand row by row."""
+        height = F.embedding(self.row_steps, self.height)  # (rows of i, rows of j, d_k)
+        width = F.embedding(self.column_steps, self.width)  # (columns of i, columns of j, d_k)
+        query = query.unflatten(2, self.grid)  # (B, H, rows, columns, d_k)
+        vertical = torch.einsum("bhrcd,rkd->bhrck", query, height).unsqueeze(-1)  # (B, H, rows, columns, rows of j, 1)
+        horizontal = torch.einsum("bhrcd,ckd->bhrck", query, width).unsqueeze(-2)
+        return (vertical + horizontal).flatten(4).flatten(2, 3)
+
+
+def _steps(count: int) -> Tensor:
+    """(i, j) -> the row of an embedding that stands for the step from i to j."""
+    places = torch.arange(count)
+    return places - places[:, None] + count - 1
+
+
 class Attention(nn.Module):
     """Multi-head scaled dot-product self-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
-    W_Q, W_K and W_V stand stacked in `qkv`, in this order; `output` is W_O. d_k = width / heads.
+    W_Q, W_K and W_V stand stacked in `qkv`, in this order; `output` is W_O. d_k = width / heads. With
+    `positions`, a grid of (rows, columns), the scores are (Q Kᵀ + Q Rᵀ) / sqrt(d_k), R being `RelativePositions`.
+    `project=False` leaves W_O out, where a linear layer follows anyway.
     """
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        positions: tuple[int, int] | None = None,
+        project: bool = True,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.head_width = width // heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.output = nn.Linear(width, width)
+        self.positions = RelativePositions(positions, self.head_width) if positions else None
+        self.output = nn.Linear(width, width) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) -> (B, N, width), fused."""
         query, key, value = self._project(x)
-        return self._merge(F.scaled_dot_product_attention(query, key, value))
+        bias = None if self.positions is None else self.positions(query) / math.sqrt(self.head_width)
+        return self._merge(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
 
     def weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, width) -> the same result, and the weights (B, H, N, N): row i is what each token gave to token i."""
         query, key, value = self._project(x)
-        scores = query @ key.transpose(-2, -1) / math.sqrt(self.head_width)  # (B, H, N, N)
-        weights = scores.softmax(dim=-1)
+        scores = query @ key.transpose(-2, -1)  # (B, H, N, N)
+        if self.positions is not None:
+            scores = scores + self.positions(query)
+        weights = (scores / math.sqrt(self.head_width)).softmax(dim=-1)
         return self._merge(weights @ value), weights
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

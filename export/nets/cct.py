@@ -1,7 +1,8 @@
 """Compact convolutional transformer (Hassani et al. 2021, https://arxiv.org/abs/2104.05704).
 
 A convolutional tokenizer, a pre-norm encoder, and SeqPool: learned pooling weights w = softmax(g(x)) over the tokens.
-CCT-2/3x2 means 2 layers, kernel 3, 2 convolutions; at 32 pixels it has 283,723 parameters, as published.
+CCT-2/3x2 means 2 layers, kernel 3, 2 convolutions. At 32 pixels CCT-2/3x2, 4/3x2, 7/3x2 and 7/3x1 have the parameters
+of the published code (https://github.com/SHI-Labs/Compact-Transformers, src/cct.py), one for one.
 The published code applies its second norm to the residual stream; here both norms are plain pre-norm.
 """
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from export.nets.attention import Encoder, init_transformer
-from export.nets.base import Net, Outputs, attention_layer
+from export.nets.base import Net, Outputs, attention_layer, encoder_depths
 from saccade.manifest import Frozen, Pooling
 
 
@@ -44,6 +45,8 @@ class Tokenizer(nn.Sequential):
 
 
 class Cct(Net):
+    undecayed = ("position",)
+
     def __init__(self, config: CctConfig, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(config)
@@ -61,9 +64,11 @@ class Cct(Net):
 
         self.class_grid = (rows, columns)
         self.pooling = Pooling(kind="learned")
+        self.position_grid = (rows, columns)
         self.attention_layers = tuple(
             attention_layer(index, (rows, columns), config.heads) for index in range(config.layers)
         )
+        self.depths = encoder_depths(config.layers, ("tokenizer.", "position"), after=("seq_pool.", "head."))
 
     def forward(self, images: Tensor) -> Tensor:
         return self._pool(self.encoder(self._tokens(images)))[0]

@@ -1,7 +1,10 @@
 """Which maps a net has, and the fixed names of its outputs: what the graph, the manifest and a recipe must agree on."""
 
+from pydantic import ValidationError
+
 from export.names import CLASS_TOKENS, LOGITS, POOLING, ROLLOUT
 from export.nets.base import Net
+from saccade.errors import RecipeError
 from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps
 
 
@@ -21,6 +24,14 @@ def maps_of(net: Net, default: tuple[MapName, ...]) -> Maps:
         rollout=ROLLOUT if rolls_out(net.attention_layers) else None,
         class_map=class_map or None,
     )
+
+
+def checked_maps(net: Net, default: tuple[MapName, ...]) -> Maps:
+    """The same for a recipe: before an hour of training, not after it. Raises RecipeError."""
+    try:
+        return maps_of(net, default)
+    except ValidationError as error:
+        raise RecipeError(f"default_maps: {error.errors()[0]['msg']}") from error
 
 
 def output_names(net: Net) -> list[str]:

@@ -86,7 +86,9 @@ def test_outputs_have_their_fixed_names_in_the_order_of_the_manifest(bundle: Bun
         "tiny-cct": ["logits", "attention_00", "attention_01", "pooling", "rollout", "class_tokens"],
         "tiny-vit": ["logits", "attention_00", "attention_01", "attention_02", "rollout"],
         "tiny-vit-mean": ["logits", "attention_00", "attention_01", "rollout", "class_tokens"],
+        "tiny-hybrid": ["logits", "attention_00", "attention_01", "class_tokens"],
         "tiny-resnet": ["logits", "class_tokens"],
+        "tiny-convmixer": ["logits", "class_tokens"],
     }[bundle.manifest.name]
     assert [output.name for output in graph.output] == expected == list(bundle.manifest.outputs)
     assert [value.name for value in graph.input] == ["pixel_values"]
@@ -147,7 +149,8 @@ def test_onnx_runtime_answers_as_eager_pytorch(bundle: Bundle, runs: dict[str, P
 
 
 def test_only_what_a_net_has_is_an_output() -> None:
-    """A CNN has no attention and no rollout; a class-token net has no exact class map."""
-    for name, absent in (("tiny-resnet", "rollout"), ("tiny-vit", "class_tokens"), ("tiny-vit-mean", "pooling")):
+    """A CNN has no attention and no rollout, a class-token net no exact class map, a net of two grids no rollout."""
+    pairs = [("tiny-resnet", "rollout"), ("tiny-vit", "class_tokens"), ("tiny-vit-mean", "pooling")]
+    for name, absent in (*pairs, ("tiny-hybrid", "rollout"), ("tiny-hybrid", "pooling")):
         recipe = tiny_recipe(name)
         assert absent not in output_names(build(recipe.net, recipe.size, 10))

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import data
-from export.data import Cifar10, Digits, ImageFolder, download_cifar10, held_out, load, open_source, split
+from export import cifar10
+from export.cifar10 import Cifar10, download_cifar10
+from export.data import Digits, open_source
+from export.examples import held_out, load, split
+from export.folder import ImageFolder
 from export.recipe import DataConfig, load_recipe
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
@@ -71,7 +74,7 @@ def test_a_file_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None
     write_cifar10(tmp_path / "bin")
     os.truncate(tmp_path / "bin" / "data_batch_1.bin", 12_345)
     with pytest.raises(DataError, match=r"data_batch_1\.bin has 12345 bytes; CIFAR-10 has 30730000 there"):
-        next(Cifar10(tmp_path / "bin").training())
+        Cifar10(tmp_path / "bin").training()
 
 
 def test_missing_files_are_named_with_the_way_to_get_them(tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def cifar10_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(data, "CIFAR10_URL", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
+        monkeypatch.setattr(cifar10, "CIFAR10_URL", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
         yield hashlib.sha256((tmp_path / "www" / "cifar.tar.gz").read_bytes()).hexdigest()
         server.shutdown()
         thread.join()
@@ -116,12 +119,12 @@ def test_a_download_with_the_right_checksum_is_there_whole(
     cifar10_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One command fetches the data set; the next one finds it and fetches nothing."""
-    monkeypatch.setattr(data, "CIFAR10_SHA256", cifar10_server)
+    monkeypatch.setattr(cifar10, "CIFAR10_SHA256", cifar10_server)
     download_cifar10(tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-bin"]
     assert sorted(path.name for path in (tmp_path / "data" / "cifar-10-batches-bin").iterdir()) == NAMES
     assert (tmp_path / "data" / "cifar-10-batches-bin" / "test_batch.bin").read_bytes() == b"tiny"
-    monkeypatch.setattr(data, "CIFAR10_URL", "http://127.0.0.1:1/nobody-is-here")
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", "http://127.0.0.1:1/nobody-is-here")
     download_cifar10(tmp_path / "data")
     download_cifar10(tmp_path / "data" / "cifar-10-batches-bin")
 
@@ -137,7 +140,7 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path: Path) -> None
 @pytest.mark.usefixtures("cifar10_server")
 def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network is a sentence, not a stack trace."""
-    monkeypatch.setattr(data, "CIFAR10_URL", f"{data.CIFAR10_URL}.gone")
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", f"{cifar10.CIFAR10_URL}.gone")
     with pytest.raises(DataError, match=r"could not fetch http://127\.0\.0\.1:\d+/cifar\.tar\.gz\.gone .*404"):
         download_cifar10(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
@@ -174,7 +177,7 @@ def test_the_same_pictures_are_held_out_every_time() -> None:
 def test_a_split_puts_each_picture_on_one_side() -> None:
     """What choices are made on was never trained on."""
     pictures = load(Digits().training(), STRETCH)
-    to_train_on, kept = split(pictures)
+    to_train_on, kept = (load(part, STRETCH) for part in split(Digits().training()))
     marks = [{pixels.tobytes() for pixels in part.pixels} for part in (to_train_on, kept, pictures)]
     assert len(to_train_on.labels) + len(kept.labels) == len(pictures.labels)
     assert not marks[0] & marks[1]
@@ -255,6 +258,14 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
         list(ImageFolder(tmp_path, (255, 255, 255)).training())
 
 
+def test_a_folder_of_another_number_of_classes_than_the_recipe_says_is_refused(tmp_path: Path) -> None:
+    """A recipe for ImageNet never trains on some other folder by mistake: both numbers are named."""
+    write_folder(tmp_path)
+    assert open_source(DataConfig(kind="folder", classes=3), tmp_path, STRETCH).classes == ("ant", "mole", "zebra")
+    with pytest.raises(DataError, match="has 3 class folders; the recipe says 1000 classes"):
+        open_source(DataConfig(kind="folder", classes=1000), tmp_path, STRETCH)
+
+
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
     """No train/, or one class alone: said before anything is read."""
     with pytest.raises(DataError, match="has no folder train/"):
@@ -287,4 +298,4 @@ def test_the_real_cifar10_is_what_was_published() -> None:
     assert np.bincount(test.labels).tolist() == [1_000] * 10
     means = training.pixels.mean((0, 1, 2), np.float64) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=5e-5)
-    assert np.bincount(split(training)[1].labels).tolist() == [500] * 10
+    assert np.bincount(split(source.training())[1].labels).tolist() == [500] * 10

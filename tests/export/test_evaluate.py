@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from export.data import Digits, held_out
+from export.data import Digits
 from export.evaluate import evaluate, wilson_interval
+from export.examples import held_out
 from export.nets import build
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main

@@ -23,8 +23,12 @@ def test_a_shipped_recipe_loads_by_name_and_by_path_and_builds(name: str) -> Non
 
 
 def test_the_shipped_recipes_are_those_of_the_readme() -> None:
-    """An attention model and the CNN to hold it against on CIFAR-10, and one that needs no download."""
-    assert SHIPPED == ["cifar10-cct", "cifar10-resnet20", "digits-cct"]
+    """On CIFAR-10 attention nets and the CNNs to hold them against, one of each on ImageNet, one without a download."""
+    assert SHIPPED == [
+        "cifar10-cct", "cifar10-cct-7-3x1", "cifar10-convmixer", "cifar10-hybrid", "cifar10-resnet18",
+        "cifar10-resnet20", "digits-cct", "digits-finetune",
+        "imagenet-resnet50", "imagenet-vit-s",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_the_shipped_recipes_are_those_of_the_readme() -> None:
         ("epochs = 12", "epochs = 0", r"training\.epochs: .*greater than or equal to 1"),
         ("learning_rate = 3e-3", "learning_rate = inf", r"training\.learning_rate: .*finite"),
         ('optimizer = "adamw"', 'optimizer = "adam"', r"training\.optimizer: .*'adamw' or 'sgd'"),
-        ('kind = "cct"', 'kind = "cnn"', r"net: .*'cct', 'vit', 'resnet'"),
+        ('kind = "cct"', 'kind = "cnn"', r"net: .*'cct', 'vit', 'hybrid', 'resnet', 'convmixer'"),
         ('kind = "digits"', 'kind = "mnist"', r"data\.kind: .*'cifar10', 'folder' or 'digits'"),
     ],
 )

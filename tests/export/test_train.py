@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from export.recipe import RECIPES, Recipe
@@ -129,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     """Epoch, step and rate are named; the epoch before is there to look at or go on from."""
     recipe = recipe_of("tiny-cct", epochs=2, warmup_epochs=0)
     run(recipe, tmp_path, stop_after=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     steps = count(1)
 
     def blow_up(optimizer: torch.optim.Optimizer) -> None:
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     rate = recipe.training.learning_rate * 0.5 * (1 + np.cos(np.pi * (STEPS + 2) / (2 * STEPS)))
     with pytest.raises(DataError, match=f"the loss is nan at epoch 2, step 3, rate {rate:g}"), after_each_step(blow_up):
         run(recipe, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def snapshots(recipe: Recipe, folder: Path) -> list[dict[str, Tensor]]:
@@ -217,13 +218,15 @@ def test_training_learns(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_holds_nothing_pickled(tmp_path: Path) -> None:
-    """Safetensors and JSON: reading somebody else's run executes nothing."""
+    """Safetensors, JSON and TensorBoard's records: reading somebody else's run executes nothing."""
     run(recipe_of("tiny-cct", epochs=1), tmp_path)
     read: dict[str, Callable[[Path], Any]] = {
         "recipe.json": lambda path: json.loads(path.read_text()),
+        "run.json": lambda path: json.loads(path.read_text()),
         "metrics.jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
         "checkpoint.safetensors": load_file,
         "best.safetensors": load_file,
+        "tensorboard": lambda path: EventAccumulator(str(path)).Reload().Tags()["scalars"],
     }
     assert {path.name for path in tmp_path.iterdir()} == read.keys()
     for name, reader in read.items():

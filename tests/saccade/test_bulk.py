@@ -16,7 +16,7 @@ from PIL import Image
 from saccade.api import Answer
 from saccade.bulk import overlay_path
 from saccade.client import Client
-from tests.conftest import ROOT, Server
+from tests.conftest import NETS, ROOT, Server
 from tests.saccade.stub import CLOSE, Stub, good, refusal, response
 
 COMMAND = [sys.executable, "-m", "saccade.cli", "classify"]
@@ -104,7 +104,7 @@ def test_without_a_service_the_answers_are_the_same(
 
 def test_a_local_run_needs_a_model_where_there_are_several(models: Path, pictures: Path) -> None:
     said = classify(pictures, "--local", "--models", models, code=2)
-    assert "give --model, one of tiny-cct, tiny-resnet, tiny-vit, tiny-vit-mean" in said
+    assert f"give --model, one of {', '.join(sorted(NETS))}" in said
 
 
 def test_overlays_lie_below_their_folder_as_the_pictures_do(server: Server, pictures: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from saccade.errors import (
 from saccade.geometry import Region
 from saccade.overlay import overlay
 from saccade.picture import Picture, picture_bytes
-from tests.conftest import Server
+from tests.conftest import NETS, Server
 from tests.saccade.stub import ANSWER, CLOSE, HANG, Stub, good, refusal, response
 
 
@@ -140,7 +140,7 @@ def test_classes_are_given_as_a_tuple(client: Client, pixels: NDArray[np.uint8])
 
 def test_the_models_are_listed(client: Client) -> None:
     listed = {model.name: model for model in client.models().models}
-    assert set(listed) == {"tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-resnet"}
+    assert set(listed) == set(NETS)
     assert listed["tiny-vit"].input_size == (16, 24)
     assert [name for name, model in listed.items() if model.default] == ["tiny-cct"]
 

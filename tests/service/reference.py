@@ -101,7 +101,9 @@ def pooled_row(bundle: Bundle, reference: Eager) -> NDArray[np.float64]:
     if pooling.kind == "learned":
         assert reference.pooling is not None
         return reference.pooling.astype(np.float64)
-    return np.full(tokens, 1 / tokens) if pooling.kind == "mean" else np.eye(tokens)[pooling.index]
+    special = bundle.manifest.attention[-1].special_tokens.count  # they stand first
+    mean = np.where(np.arange(tokens) < special, 0, 1 / (tokens - special))
+    return mean if pooling.kind == "mean" else np.eye(tokens)[pooling.index]
 
 
 def rollout(bundle: Bundle, reference: Eager) -> NDArray[np.float64]:

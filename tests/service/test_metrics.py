@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from saccade.bundle import open_bundle
 from service.metrics import Histogram
+from tests.conftest import NETS
 from tests.service.reference import PNG, Gated, Scene, ask
 
 Start = Callable[..., TestClient]
@@ -108,7 +109,7 @@ def test_what_could_happen_shows_as_zero_before_it_does(serve: Start) -> None:
     """An alert on the first drop or the first hung run needs a series to compare with."""
     client = serve()
     seen = samples(client)
-    for model in ("tiny-cct@1", "tiny-vit@1", "tiny-vit-mean@1", "tiny-resnet@1"):
+    for model in [f"{name}@1" for name in NETS]:
         for name, labels in [
             ("saccade_images_total", {}),
             ("saccade_admitted_images", {}),
@@ -195,7 +196,7 @@ def test_the_plan_of_each_model_is_among_the_metrics(serve: Start) -> None:
         labels["model"]: labels
         for labels in (dict(labels) for name, labels in samples(client) if name == "saccade_model_info")
     }
-    assert set(seen) == {"tiny-cct@1", "tiny-vit@1", "tiny-vit-mean@1", "tiny-resnet@1"}
+    assert set(seen) == {f"{name}@1" for name in NETS}
     for model, labels in seen.items():
         plan = client.get(f"/v1/models/{model}").json()["plan"]
         assert set(labels) == {"model", *plan}

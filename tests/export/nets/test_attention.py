@@ -12,8 +12,13 @@ WIDTH = 24
 Array = NDArray[np.float64]
 
 
-def by_the_formula(attention: Attention, x: Array, heads: int) -> tuple[Array, Array]:
-    """(result, weights) of softmax(Q Kᵀ / sqrt(d_k)) V a picture and head at a time; W_Q, W_K, W_V stacked in qkv."""
+def by_the_formula(
+    attention: Attention, x: Array, heads: int, grid: tuple[int, int] | None = None
+) -> tuple[Array, Array]:
+    """(result, weights) of softmax(Q Kᵀ / sqrt(d_k)) V a picture and head at a time; W_Q, W_K, W_V stacked in qkv.
+
+    With a grid, q_i · (k_j + r_height[steps down from i to j] + r_width[steps right]), a pair of tokens at a time.
+    """
     stacked = float64(attention.qkv.weight)
     bias = np.zeros(3 * WIDTH) if attention.qkv.bias is None else float64(attention.qkv.bias)
     query, key, value = (
@@ -26,10 +31,25 @@ def by_the_formula(attention: Attention, x: Array, heads: int) -> tuple[Array, A
         for head in range(heads):
             columns = slice(head * d_k, (head + 1) * d_k)
             scores = query[picture][:, columns] @ key[picture][:, columns].T / np.sqrt(d_k)
+            if grid is not None:
+                scores += position_logits(attention, query[picture][:, columns], grid) / np.sqrt(d_k)
             powers = np.exp(scores - scores.max(-1, keepdims=True))
             weights[picture, head] = powers / powers.sum(-1, keepdims=True)
             merged[picture][:, columns] = weights[picture, head] @ value[picture][:, columns]
+    if isinstance(attention.output, torch.nn.Identity):
+        return merged, weights
     return merged @ float64(attention.output.weight).T + float64(attention.output.bias), weights
+
+
+def position_logits(attention: Attention, query: Array, grid: tuple[int, int]) -> Array:
+    """(N, N): query i times what stands for the way from i to j; the middle of each embedding is no step."""
+    assert attention.positions is not None
+    height, width = float64(attention.positions.height), float64(attention.positions.width)
+    logits = np.empty((len(query), len(query)))
+    for i, j in np.ndindex(*logits.shape):
+        down, right = j // grid[1] - i // grid[1], j % grid[1] - i % grid[1]
+        logits[i, j] = query[i] @ (height[down + grid[0] - 1] + width[right + grid[1] - 1])
+    return logits
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
@@ -58,6 +78,36 @@ def test_in_double_precision_nothing_but_rounding_is_left(heads: int) -> None:
     np.testing.assert_allclose(float64(attention(x)), expected, atol=1e-13)
     np.testing.assert_allclose(float64(weighed), expected, atol=1e-13)
     np.testing.assert_allclose(float64(weights), expected_weights, atol=1e-13)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 5), (4, 1)])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_relative_positions_are_those_of_the_paper(heads: int, grid: tuple[int, int]) -> None:
+    """Both paths add q · (r_height + r_width) to the scores, whatever the shape of the grid: BoTNet's attention."""
+    torch.manual_seed(heads)
+    tokens = grid[0] * grid[1]
+    for project, dtype, allowed in ((True, torch.float32, 1e-5), (False, torch.float64, 1e-13)):
+        attention = Attention(WIDTH, heads, qkv_bias=False, positions=grid, project=project).to(dtype)
+        x = 3 * torch.randn(2, tokens, WIDTH, dtype=dtype)
+        expected, expected_weights = by_the_formula(attention, float64(x), heads, grid)
+        weighed, weights = attention.weigh(x)
+        np.testing.assert_allclose(float64(attention(x)), expected, atol=allowed)
+        np.testing.assert_allclose(float64(weighed), expected, atol=allowed)
+        np.testing.assert_allclose(float64(weights), expected_weights, atol=allowed)
+
+
+def test_relative_positions_are_trained_on_the_fused_path() -> None:
+    """The gradient reaches them and is that of the other path."""
+    torch.manual_seed(0)
+    attention = Attention(WIDTH, 2, positions=(2, 3))
+    x = torch.randn(2, 6, WIDTH)
+    assert attention.positions is not None
+    embeddings = [attention.positions.height, attention.positions.width]
+    fused = torch.autograd.grad(attention(x).square().sum(), embeddings)
+    other = torch.autograd.grad(attention.weigh(x)[0].square().sum(), embeddings)
+    for ours, theirs in zip(fused, other, strict=True):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 3, 8])

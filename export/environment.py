@@ -1,0 +1,37 @@
+"""Where and how something was made: commit, versions, hardware, and the command that would make it again."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("saccade", "torch", "numpy", "pillow", "safetensors")
+"""What weights depend on: net, arithmetic, resampling, decoding."""
+
+
+def commit() -> str | None:
+    """Of this source, with "-dirty" where it was changed since; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - fixed
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def training_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join(sys.argv)

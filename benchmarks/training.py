@@ -2,11 +2,10 @@
 
     python -m benchmarks.training [--rounds 15] [--steps 24] [--batch 128] [--device cpu] [--out FILE]
 
-The same net (the recipe's), batch, pictures and augmentation (shift by 4 with reflected edges, flip). The plain loop is a
-DataLoader with workers, transforms of one picture at a time as torchvision's are on PIL, float32, the optimizer as it
-comes, and the loss read in every step. It has no moving average and clips no gradient; ours does both. Pictures are noise:
-what they show does not change the speed. `--workers` tries several numbers of workers for the plain loop, and the best
-counts.
+The same net (the recipe's), batch, pictures and augmentation (shift by 4 with reflected edges, flip). The plain loop is
+a DataLoader with workers, transforms of one picture at a time as torchvision's are on PIL, float32, the optimizer as it
+comes, and the loss read in every step. It has no moving average and clips no gradient; ours does both. Pictures are
+noise: what they show does not change the speed. The plain loop runs with several numbers of workers; the best counts.
 """
 
 import argparse
@@ -110,10 +109,10 @@ class Plain:
         optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         total = 0.0
         for images, labels in self._loader:
-            images, labels = images.to(self._device), labels.to(self._device)
             optimizer.zero_grad()
-            loss = F.cross_entropy(net(images), labels, label_smoothing=config.label_smoothing)
-            loss.backward()
+            logits = net(images.to(self._device))
+            loss = F.cross_entropy(logits, labels.to(self._device), label_smoothing=config.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.item()
 
@@ -121,7 +120,9 @@ class Plain:
 @contextmanager
 def clock(device: str, batch: int, steps: int) -> Iterator[list[float]]:
     """Gives a list that holds images a second, between the ends of step WARMUP and of the last one."""
-    done, times, speed = 0, [], []
+    done = 0
+    times: list[float] = []
+    speed: list[float] = []
 
     def step(*_: Any) -> None:
         nonlocal done
@@ -203,7 +204,8 @@ def main() -> None:
     }
     ratio = found["ratio"]
     print(
-        f"ours / {found['against']}: {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}, {ratio['pairs']} pairs)"
+        f"ours / {found['against']}: {ratio['median']:.2f}"
+        f" ({ratio['low']:.2f} to {ratio['high']:.2f}, {ratio['pairs']} pairs)"
     )
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")

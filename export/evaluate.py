@@ -26,28 +26,24 @@ def evaluate(bundle: Bundle, data: Path | None, split_name: Literal["test", "hel
     source = open_source(recipe.data, data, manifest.preprocessing)
     if source.classes != manifest.labels:
         raise DataError(f"{source.name} has the classes {list(source.classes)}; {manifest.id} has other labels")
-    if split_name == "test":
-        pictures = load(source.test(), manifest.preprocessing)
-    else:
-        pictures = load(split(source.training())[1], manifest.preprocessing)
+    examples = source.test() if split_name == "test" else split(source.training())[1]
     answer = open_graph(bundle.graph, only=("logits",))
-    correct, started = 0, time.monotonic()
-    for start in range(0, len(pictures.labels), BATCH):
-        pixels = normalize(pictures.pixels[start : start + BATCH], manifest.preprocessing)
-        predicted = answer(pixels)["logits"].argmax(-1)
-        correct += int((predicted == pictures.labels[start : start + BATCH]).sum())
-        done = start + len(pixels)
-        rate = done / (time.monotonic() - started)
-        left = (len(pictures.labels) - done) / rate
-        print(f"\r{done}/{len(pictures.labels)} pictures  {rate:.0f} images/s  {left:.0f} s left  ", end="",
+    count, correct, started = len(examples), 0, time.monotonic()
+    for done in range(0, count, BATCH):  # an image folder may be larger than memory
+        pictures = load(examples.choose(np.arange(done, min(done + BATCH, count))), manifest.preprocessing)
+        predicted = answer(normalize(pictures.pixels, manifest.preprocessing))["logits"].argmax(-1)
+        correct += int((predicted == pictures.labels).sum())
+        seen = done + len(predicted)
+        rate = seen / (time.monotonic() - started)
+        print(f"\r{seen}/{count} pictures  {rate:.0f} images/s  {(count - seen) / rate:.0f} s left  ", end="",
               file=sys.stderr)  # fmt: skip
     print(file=sys.stderr)
     accuracy = Accuracy(
         split=f"{source.name}, {split_name}",
-        pictures=len(pictures.labels),
+        pictures=count,
         correct=correct,
-        top1=correct / len(pictures.labels),
-        interval95=wilson_interval(correct, len(pictures.labels)),
+        top1=correct / count,
+        interval95=wilson_interval(correct, count),
         through="ONNX Runtime, CPUExecutionProvider",
     )
     others = tuple(figure for figure in manifest.card.accuracy if figure.split != accuracy.split)

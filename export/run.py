@@ -8,12 +8,13 @@ Checkpoints are replaced whole.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from export import checkpoint, environment
+from export.board import FILE, plot
 from export.distributed import World
 from export.examples import Examples, Source
 from export.nets import Net
@@ -21,9 +22,6 @@ from export.optimize import Average
 from export.recipe import Recipe
 from saccade.errors import DataError
 from saccade.manifest import Initialisation
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 RECIPE_FILE = "recipe.json"
 RUN_FILE = "run.json"
@@ -58,7 +56,6 @@ class Run:
             "data": source.name,
             "data_sha256": examples.fingerprint(),
         }
-        self._board: SummaryWriter | None = None
         self.epoch = 0
         self.best = -1.0
 
@@ -91,15 +88,11 @@ class Run:
             self._write_epoch(learner, metrics, better=better)
         self._world.wait()  # nobody opens the run again before it is written
 
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-
     def _write_epoch(self, learner: Learner, metrics: dict[str, Any], *, better: bool) -> None:
         try:
             with (self.folder / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
-            self._plot(metrics)
+            plot(self.folder / TENSORBOARD_FOLDER, [metrics])
         except OSError as error:
             raise DataError(f"could not write to {self.folder}: {error}") from error
         if better:
@@ -125,17 +118,6 @@ class Run:
         (self.folder / RUN_FILE).write_text(json.dumps(made, indent=2) + "\n")
         (self.folder / METRICS_FILE).write_text("")
         self._write_checkpoint(learner)
-
-    def _plot(self, metrics: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a while, and only training wants it
-
-        if self._board is None:
-            # what a run that was cut off there has plotted of this epoch and later ones is hidden
-            self._board = SummaryWriter(str(self.folder / TENSORBOARD_FOLDER), purge_step=metrics["epoch"])
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, metrics["epoch"])
-        self._board.flush()
 
     def _write_checkpoint(self, learner: Learner) -> None:
         tensors = {
@@ -177,6 +159,8 @@ class Run:
         if self.writes:
             lines = (self.folder / METRICS_FILE).read_text().splitlines()[: self.epoch]  # no checkpoint of the rest
             (self.folder / METRICS_FILE).write_text("".join(f"{line}\n" for line in lines))
+            (self.folder / TENSORBOARD_FOLDER / FILE).unlink(missing_ok=True)
+            plot(self.folder / TENSORBOARD_FOLDER, map(json.loads, lines))
 
 
 def read_run(folder: Path) -> tuple[Recipe, checkpoint.State, dict[str, Any], list[dict[str, Any]]]:

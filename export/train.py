@@ -4,8 +4,9 @@ Each epoch draws its order, augmentation and stochastic depth from a seed made o
 process, so no generator state has to be kept.
 """
 
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,13 @@ def train(
     many epochs in all, as if interrupted there. Raises DataError where the folder holds another run or beginning, a
     picture cannot be read, or the loss is no longer finite.
     """
-    with ExitStack() as stack:
-        config = recipe.training
-        world = stack.enter_context(join(device))
+    config = recipe.training
+    with join(device) as world:
         torch.manual_seed(recipe.seed)
         net = build(recipe.net, recipe.size, len(source.classes)).to(world.device)
         checked_maps(net, recipe.default_maps)
         examples = source.training()
-        run = stack.enter_context(closing(Run(folder, recipe, source, examples, world)))
+        run = Run(folder, recipe, source, examples, world)
         if init is not None:
             begin(net, run, init)
         learner = _learner(net, config)
@@ -73,7 +73,7 @@ def train(
         for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
             progress = Progress(epoch, config.epochs, quiet=world.rank > 0)
             metrics = {"epoch": epoch + 1, **trainer.epoch(epoch, progress), "held_out_accuracy": trainer.accuracy()}
-            run.save(learner, metrics)
+            run.save(learner, {**metrics, "time": time.time()})
             progress.end(metrics)
 
 

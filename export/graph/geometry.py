@@ -41,11 +41,22 @@ def _read(found: Found) -> Geometry | str:
     if place is None:
         return "special tokens stand between its patches"
     frame = found.frame
-    if not np.array_equal(patches, np.arange(frame.cells)):
+    grid = _even(patches, frame)
+    if grid is None:
         return (f"its {len(patches)} patches are not the {frame.rows} x {frame.columns} of the grid before it, "
                 "row by row")  # fmt: skip
     special = SpecialTokens.model_validate({"count": len(row) - len(patches), "place": place})
-    return (frame.rows, frame.columns), special, None
+    return grid, special, None
+
+
+def _even(patches: Cells, frame: Frame) -> tuple[int, int] | None:
+    """The grid of patches that stand row by row: all of the frame's, or each second, third, … of them (LeViT)."""
+    rows, columns = np.unique(patches // frame.columns), np.unique(patches % frame.columns)
+    for cells, length in ((rows, frame.rows), (columns, frame.columns)):
+        if not np.array_equal(cells, np.arange(0, length, cells[1] if len(cells) > 1 else length)):
+            return None
+    whole = rows[:, None] * frame.columns + columns
+    return (len(rows), len(columns)) if np.array_equal(patches, whole.ravel()) else None
 
 
 def _windows(cells: Cells, frame: Frame) -> Geometry | str:

@@ -14,7 +14,11 @@ def lines(exposed: Exposed, facts: Facts, said: Sequence[str], assumed: Sequence
     ]
     table = list(_aligned(found)) if exposed.table else ["attention: none was found"]
     spec = facts.preprocessing
-    fit = {"crop": f"crop of shortest edge {spec.shortest_edge}", "stretch": "stretched"}[spec.fit]
+    fit = (
+        "stretched" if spec.stretch_to is None else f"stretched to {spec.stretch_to[0]} x {spec.stretch_to[1]}, cropped"
+    )
+    if spec.fit == "crop":
+        fit = f"crop of shortest edge {spec.shortest_edge}"
     return [
         *table,
         f"logits read the tokens by: {_pooling(exposed)}",

@@ -104,7 +104,14 @@ def test_grids_special_tokens_pooling_and_maps_are_those_of_the_architecture(
     assert (manifest.pooling and (manifest.pooling.kind, manifest.pooling.index)) == pooling
     assert manifest.maps.available == maps
     assert manifest.labels == families.LABELS
+    assert f"maps: {', '.join(maps) or 'none'}" in exported(name).said
     assert manifest.scores == "softmax"
+
+
+def test_how_pictures_are_prepared_is_said(exported: Callable[[str], Made]) -> None:
+    """DeiT's stretch before its crop, too."""
+    (line,) = [line for line in exported("DeiT").said if line.startswith("pictures:")]
+    assert line == "pictures: 32 x 32, stretched to 40 x 40, cropped, bicubic, RGB, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
 
 
 def framework_windows(layer: AttentionLayer, shift: int) -> NDArray[np.int64]:

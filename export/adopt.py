@@ -1,11 +1,13 @@
 """A model that was trained elsewhere -> a bundle."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.assemble import assemble, gives_manifest
 from export.environment import commit
@@ -32,6 +34,8 @@ class Facts:
     origin: Origin
     card: Card
     scores: Scores = "softmax"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what else the source is made with."""
 
 
 def adopt(
@@ -41,11 +45,13 @@ def adopt(
     reference: Callable[[Bundle], Reference],
     models: Path,
     name: str,
+    parameters: Mapping[str, NDArray[Any]] | None = None,
 ) -> Bundle:
     """The next version of `name` from an exposed graph (see `expose`), held to the source model, or nothing at all.
 
     `model` is changed. `reference` gets the bundle as it will be: its graph and weights are there, its parity is not.
-    Raises DataError where labels and logits differ in number, BundleError where a promise does not hold.
+    `parameters` are in weights.safetensors whole, where a source is rebuilt from them; initializers of their names are
+    they. Raises DataError where labels and logits differ in number, BundleError where a promise does not hold.
     """
     if len(facts.labels) != exposed.classes:
         raise DataError(f"there are {len(facts.labels)} labels and the model gives {exposed.classes} logits")
@@ -57,11 +63,13 @@ def adopt(
             "attention": exposed.layers,
             "pooling": exposed.pooling,
             "maps": exposed.maps,
-            "tolerance": TOLERANCE,
-            "provenance": Provenance(origin=facts.origin, commit=commit(), versions=versions()),
+            "tolerance": TOLERANCE,  # of the draft; `assemble` has the final one
+            "provenance": Provenance(origin=facts.origin, commit=commit(), versions={**versions(), **facts.versions}),
             "card": facts.card,
         }
-        return assemble(models, name, fields, lambda folder: _write(model, exposed, folder), reference)
+        return assemble(
+            models, name, fields, lambda folder: _write(model, exposed, parameters or {}, folder), reference
+        )
 
 
 def parameter_count(model: ir.Model) -> int:
@@ -70,16 +78,16 @@ def parameter_count(model: ir.Model) -> int:
     return sum(tensor.size for tensor in tensors if tensor.dtype.is_floating_point() or tensor.dtype in _BYTES)
 
 
-def _write(model: ir.Model, exposed: Exposed, folder: Path) -> None:
+def _write(model: ir.Model, exposed: Exposed, parameters: Mapping[str, NDArray[Any]], folder: Path) -> None:
     class_map = exposed.maps.class_map
     named = {class_map.weight, class_map.bias} if class_map else set()
     _bring_home(model)
-    tensors = {
+    initializers = {
         name: np.asarray(value.const_value.numpy())
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and (value.const_value.nbytes >= LARGE or name in named)
+        if value.const_value is not None and (value.const_value.nbytes >= LARGE or name in named or name in parameters)
     }
-    write_files(model, tensors, {name: name for name in tensors}, folder)
+    write_files(model, {**initializers, **parameters}, {name: name for name in initializers}, folder)
 
 
 def _bring_home(model: ir.Model) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from export.reference import Reference
 from export.verify import prove
+from export.weights import tolerance_for
 from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
 from saccade.errors import BundleError, first_problem
 from saccade.manifest import SCHEMA_VERSION, Manifest
@@ -35,7 +36,7 @@ def assemble(
         bundle = Bundle(folder, draft)
         parity, golden = prove(bundle, reference(bundle), data)
         (folder / GOLDEN).write_bytes(golden)
-        return {**fields, "parity": parity}
+        return {**fields, "parity": parity, "tolerance": tolerance_for(parity.checks)}
 
     return write_bundle(models, name, version, build)
 

@@ -6,8 +6,6 @@ keeps the name and the layout of its parameter and points into weights.safetenso
 Runtime does the other folding when it loads the graph, in memory.
 """
 
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from export.explain.rollout import rollout
-from export.names import INPUT
 from export.nets import Net
 from export.nets.maps import output_names, rolls_out
+from export.trace import simplify, trace
 from export.weights import write_files
 from saccade.errors import BundleError
 from saccade.pooling import pooled_row
-
-OPSET = 20
 
 
 class Exported(nn.Module):
@@ -66,62 +60,10 @@ class Exported(nn.Module):
 def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:
     """Writes model.onnx and weights.safetensors into `folder`. Raises BundleError where the graph is not the net."""
     net.eval()
-    model = _trace(net, size)
-    _simplify(model)
+    model = trace(Exported(net), size, output_names(net))
+    simplify(model)
     tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     write_files(model, tensors, _parameters(model, tensors), folder)
-
-
-def _trace(net: Net, size: tuple[int, int]) -> ir.Model:
-    # A batch of 1 would be specialised on by torch.export; 2 stays dynamic.
-    example = torch.zeros(2, 3, *size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it announces the torchvision operators it lacks
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside of torch.export, none of which a caller can act on
-        program = torch.onnx.export(
-            Exported(net).eval(),
-            (example,),
-            dynamo=True,
-            optimize=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=output_names(net),
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    assert program is not None
-    return program.model
-
-
-def _simplify(model: ir.Model) -> None:
-    """Folds constants that are no parameters: shapes, axes, scalars, the zero biases of bias-free convolutions."""
-    parameters = set(model.graph.initializers.values())
-
-    def fold(node: ir.Node) -> bool | None:
-        return False if any(value in parameters for value in node.inputs) else None
-
-    for _ in range(2):
-        fold_constants(model, onnx_shape_inference=True, should_fold=fold)
-        common.IdentityEliminationPass()(model)
-        common.CommonSubexpressionEliminationPass()(model)
-        common.RemoveUnusedNodesPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    # its merging would make one tensor of equal parameters, so it is for what is left: equal constants of shape work
-    _merge_constants(model, parameters)
-    common.RemoveUnusedOpsetsPass()(model)
-
-
-def _merge_constants(model: ir.Model, parameters: set[ir.Value]) -> None:
-    first: dict[tuple[Any, ...], ir.Value] = {}
-    for value in list(model.graph.initializers.values()):
-        if value in parameters or value.const_value is None:
-            continue
-        array = value.const_value.numpy()
-        key = (array.dtype.str, array.shape, array.tobytes())
-        kept = first.setdefault(key, value)
-        if kept is not value:
-            value.replace_all_uses_with(kept)
-            del model.graph.initializers[value.name or ""]
 
 
 def _parameters(model: ir.Model, tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("saccade", "torch", "numpy", "pillow", "safetensors")
+from saccade import __version__
+
+PACKAGES = ("torch", "numpy", "pillow", "safetensors")
 """What weights depend on: net, arithmetic, resampling, decoding."""
 
 
@@ -23,7 +25,11 @@ def commit() -> str | None:
 
 
 def training_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {
+        "saccade": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def hardware(device: torch.device) -> str:

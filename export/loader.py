@@ -5,6 +5,7 @@ is the same however its pictures come, and with any number of worker processes.
 """
 
 import multiprocessing
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import ForkServerContext
@@ -86,7 +87,10 @@ def open_loader(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that pictures could take on a device; on the CPU what the system or the container still has."""
+    """Memory that pictures could take on a device.
+
+    On the CPU what the system or the container still has, over the processes that torchrun started here: each fills it.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -96,7 +100,7 @@ def free_bytes(device: torch.device) -> int:
             free = min(free, int(limit.read_text()) - int(used.read_text()))
         except (OSError, ValueError):  # the other version of cgroups, none, or "max"
             continue
-    return max(free, 0)
+    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class _Resident(Loader):

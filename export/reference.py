@@ -1,7 +1,7 @@
 """The source model that a bundle is held to: what it answers for pictures, by the names of the bundle's outputs."""
 
 import importlib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,13 @@ from saccade.bundle import Bundle
 from saccade.errors import BundleError
 
 Outputs = dict[str, NDArray[np.float32]]
+
+
+class Limits(NamedTuple):
+    """How far a bundle may be from its source model: largest absolute difference."""
+
+    logits: float = 1e-4
+    attention: float = 1e-5
 
 
 class Reference(Protocol):
@@ -31,6 +38,10 @@ class Reference(Protocol):
         """
         ...
 
+    def limits(self, pixels: NDArray[np.float32]) -> Limits:
+        """What float32 allows for these pictures; never less than the limits that stand above."""
+        ...
+
 
 class RecipeNet:
     """A net of our own, rebuilt from the bundle alone."""
@@ -43,6 +54,9 @@ class RecipeNet:
 
     def arrays(self, pixels: NDArray[np.float32]) -> Outputs:
         return self._exported.arrays(pixels)
+
+    def limits(self, pixels: NDArray[np.float32]) -> Limits:  # noqa: ARG002 - our own nets keep the limits as they are
+        return Limits()
 
 
 def reference_of(bundle: Bundle) -> Reference:

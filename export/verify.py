@@ -14,7 +14,7 @@ from export.examples import Example, load
 from export.graph.evaluate import run_whole
 from export.names import LOGITS
 from export.recipe import recipe_of
-from export.reference import Outputs, Reference, reference_of
+from export.reference import Limits, Outputs, Reference, reference_of
 from export.runtime import PROVIDER, Answer, open_graph
 from export.weights import versions
 from saccade.bundle import GOLDEN, Bundle, update_bundle
@@ -62,7 +62,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         promised = ", ".join(manifest.outputs)
         raise BundleError(f"{manifest.id}: the graph has the outputs {', '.join(given)}; the manifest says {promised}")
     answer = open_graph(bundle.graph, only=manifest.outputs)
-    head = _head(bundle)
+    head, limits = _head(bundle), reference.limits(pixels)
     largest: dict[str, float] = {}
     allowed: dict[str, float] = {}
 
@@ -78,13 +78,13 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         _check_shapes(manifest, len(chunk), expected, reference.said)
         for size in BATCHES:
             seen = alone if size == 1 else _run(answer, chunk, size)
-            check("logits", seen[LOGITS] - expected[LOGITS], 1e-4)
+            check("logits", seen[LOGITS] - expected[LOGITS], limits.logits)
             check("alone = in a batch, scores", _scores(manifest, seen) - _scores(manifest, alone), 1e-5)
             for layer in manifest.attention:
-                check("attention", seen[layer.output] - expected[layer.output], 1e-5)
+                check("attention", seen[layer.output] - expected[layer.output], limits.attention)
                 check("attention rows sum to 1", seen[layer.output].sum(-1, dtype=np.float64) - 1, 1e-5)
-                check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], 1e-5)
-            _check_maps(manifest, seen, expected, head, check)
+                check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], limits.attention)
+            _check_maps(manifest, seen, expected, head, limits, check)
     checks = {name: Measured(largest=largest[name], allowed=allowed[name]) for name in largest}
     source = f"{origin}, against {reference.said}"
     return Parity(
@@ -107,18 +107,20 @@ def _check_shapes(manifest: Manifest, count: int, outputs: Outputs, source: str)
             raise BundleError(f"{manifest.id}: {name} of {source} is {seen}; the manifest says {(count, *shape)}")
 
 
-def _check_maps(manifest: Manifest, seen: Outputs, expected: Outputs, head: Head | None, check: Check) -> None:
+def _check_maps(
+    manifest: Manifest, seen: Outputs, expected: Outputs, head: Head | None, limits: Limits, check: Check
+) -> None:
     """Each map against its formula, evaluated in float64 on the source model's outputs."""
     maps = manifest.maps
     if maps.pooling:
         check("pooling", seen[maps.pooling] - expected[maps.pooling], 1e-5)
         check("pooling sums to 1", seen[maps.pooling].sum(-1, dtype=np.float64) - 1, 1e-5)
     if maps.rollout:
-        check("rollout", seen[maps.rollout] - _rollout_by_matrices(manifest, expected), 1e-5)
+        check("rollout", seen[maps.rollout] - _rollout_by_matrices(manifest, expected), limits.attention)
     if maps.class_map and head is not None:
         weight, bias = head
         summed = seen[maps.class_map.tokens].sum(1, dtype=np.float64) @ weight.T + bias
-        check("class map sums to the logit", summed - seen[LOGITS], 1e-4)
+        check("class map sums to the logit", summed - seen[LOGITS], limits.logits)
 
 
 def _head(bundle: Bundle) -> Head | None:

@@ -177,23 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    one = command("train", train)
-    one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
-    one.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
-    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
-    one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    one.add_argument(
-        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
-    )
-    one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
-    one.add_argument(
-        "--resident",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="keep all pictures on the device, or read them anew in each epoch (default: as memory allows)",
-    )
-    one.add_argument("--workers", type=_count, metavar="N", help="processes that read pictures (default: one a CPU)")
-    one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
+    _training_options(command("train", train))
 
     one = command("describe", describe)
     one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
@@ -245,6 +229,25 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most 1000000, not {text!r}")
     return seconds
+
+
+def _training_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
+    one.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
+    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
+    one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    one.add_argument(
+        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
+    )
+    one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
+    one.add_argument(
+        "--resident",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="keep all pictures on the device, or read them anew in each epoch (default: as memory allows)",
+    )
+    one.add_argument("--workers", type=_count, metavar="N", help="processes that read pictures (default: one a CPU)")
+    one.add_argument("--download", action="store_true", help="fetch CIFAR-10 into DIR first, checksum checked")
 
 
 def _count(text: str) -> int:

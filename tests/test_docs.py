@@ -107,6 +107,8 @@ def test_commands_of_the_documents_exist() -> None:
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         elif tool == "saccade":
             _parser().parse_args(words[1:])
+        elif tool == "torchrun":
+            _parser().parse_args(words[words.index("saccade.cli") + 1 :])
         elif tool == "docker":
             assert words[1] in ("run", "compose"), line
             assert {word for word in words if word.startswith("saccade:")} <= images, line

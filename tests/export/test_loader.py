@@ -1,5 +1,8 @@
 """Batches of pictures: the same from memory and from worker processes, and a picture that cannot be read is named."""
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from export.crop import DRAWS, crop_region
 from export.data import open_source
 from export.examples import Examples
 from export.loader import Loader, Order, open_loader
-from export.recipe import DataConfig
+from export.recipe import DataConfig, load_recipe
 from export.train import train
 from saccade.cli import main
 from saccade.errors import DataError
@@ -74,6 +77,33 @@ def test_a_picture_that_cannot_be_read_is_named_when_it_is_met(tmp_path: Path, w
     assert next(batches).labels.tolist() == [0, 0]
     with pytest.raises(DataError, match=r"^[^\n]*train/class1/007\.png: the picture is damaged[^\n]*$"):
         next(batches)
+
+
+class Deadly(FewDigits):
+    """The reader of its pictures ends, as the kernel ends one that takes too much memory."""
+
+    def training(self) -> Examples:
+        return DeadlyExamples(super().training())
+
+
+class DeadlyExamples(Examples):
+    def __init__(self, examples: Examples) -> None:
+        self.labels = examples.labels
+
+    def picture(self, index: int) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError(index)
+
+    def fingerprint(self) -> str:
+        return "none"
+
+
+@pytest.mark.slow  # torch looks for it every five seconds
+def test_a_worker_process_that_is_killed_is_said_and_ends_the_run(tmp_path: Path) -> None:
+    """No endless wait, no trace: one sentence, and the run can go on from its last checkpoint."""
+    with pytest.raises(DataError, match=r"^a worker process that reads pictures ended: [^\n]+$"):
+        train(tiny_recipe("tiny-cct"), Deadly(), tmp_path / "run", resident="never", workers=1)
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
 def test_pictures_are_streamed_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,52 +189,24 @@ def test_a_streamed_run_resumes_and_equals_a_resident_one(tmp_path: Path, worker
         assert same_tensors(tmp_path / "whole" / name, tmp_path / "stopped" / name)
 
 
-IMAGENET_LIKE = """
-seed = 1
-default_maps = ["rollout"]
-[card]
-summary = "a tiny net on a made folder"
-license = "Apache-2.0"
-[data]
-kind = "folder"
-[preprocessing]
-height = 32
-width = 48
-shortest_edge = 56
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
-[net]
-kind = "vit"
-patch = 16
-layers = 1
-heads = 1
-width = 8
-[training]
-epochs = 1
-batch = 16
-optimizer = "adamw"
-learning_rate = 1e-3
-final_rate = 1e-5
-weight_decay = 0.05
-warmup_epochs = 0.5
-label_smoothing = 0.1
-ema = 0.9999
-clip = 1.0
-crop_area = 0.08
-flip = true
-randaugment = 2
-erase = 0.25
-mixup = 0.8
-cutmix = 1.0
-"""
+TINY = {
+    "imagenet-vit-s": {"kind": "vit", "patch": 16, "layers": 1, "heads": 1, "width": 8, "drop_path": 0.1},
+    "imagenet-resnet50": {"kind": "resnet", "depth": 8},
+}
 
 
-def test_an_imagenet_like_recipe_trains_on_a_folder_by_the_command_line(tmp_path: Path) -> None:
-    """Crops at full size, RandAugment, mixup and cutmix through two workers; a tenth of each class is held out."""
-    (tmp_path / "mine.toml").write_text(IMAGENET_LIKE)
+@pytest.mark.parametrize("name", TINY)
+def test_the_imagenet_recipes_train_on_a_folder_by_the_command_line(tmp_path: Path, name: str) -> None:
+    """With a tiny net: crops at full size through two workers or none, the recipe's augmentation, the same weights."""
+    text = load_recipe(name).model_dump()
+    text["data"]["classes"] = None
+    text["preprocessing"] |= {"height": 32, "width": 48, "shortest_edge": 56}
+    text["net"] = TINY[name]
+    text["training"] |= {"epochs": 1, "warmup_epochs": 0.5, "batch": 16}
+    (tmp_path / "mine.json").write_text(json.dumps(text))
     write_folder(tmp_path / "pictures")
-    arguments = ["train", str(tmp_path / "mine.toml"), "--data", str(tmp_path / "pictures"), "--workers", "2"]
-    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    arguments = ["train", str(tmp_path / "mine.json"), "--data", str(tmp_path / "pictures")]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--workers", "2"]) == 0
     assert main([*arguments, "--out", str(tmp_path / "again"), "--workers", "0"]) == 0
     assert same_tensors(tmp_path / "run" / "checkpoint.safetensors", tmp_path / "again" / "checkpoint.safetensors")
 

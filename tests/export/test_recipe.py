@@ -1,13 +1,15 @@
 """Recipes: one typo is one sentence that names the file and the key."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from export.nets import build
-from export.recipe import RECIPES, load_recipe
+from export.recipe import RECIPES, TrainingConfig, load_recipe
 from saccade.errors import RecipeError
+from tests.conftest import ROOT
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 TEXT = (RECIPES / "digits-cct.toml").read_text()
@@ -40,6 +42,10 @@ def test_the_shipped_recipes_are_those_of_the_readme() -> None:
         ("epochs = 12", "epochs = 0", r"training\.epochs: .*greater than or equal to 1"),
         ("learning_rate = 3e-3", "learning_rate = inf", r"training\.learning_rate: .*finite"),
         ('optimizer = "adamw"', 'optimizer = "adam"', r"training\.optimizer: .*'adamw' or 'sgd'"),
+        ("seed = 1", "seed = -1", r"seed: .*greater than or equal to 0"),
+        ("epochs = 12", "epochs = 12\nmixupp = 0.8", r"training\.mixupp: Extra inputs are not permitted"),
+        ("epochs = 12", "epochs = 12\nfinal_rate = 0.1", r"training: .*final_rate is 0\.1; learning_rate, 0\.003, is"),
+        ("warmup_epochs = 0.5", "warmup_epochs = 13", r"training: .*warmup_epochs is 13; there are 12 epochs"),
         ('kind = "cct"', 'kind = "cnn"', r"net: .*'cct', 'vit', 'hybrid', 'resnet', 'convmixer'"),
         ('kind = "digits"', 'kind = "mnist"', r"data\.kind: .*'cifar10', 'folder' or 'digits'"),
     ],
@@ -75,3 +81,29 @@ def test_a_shift_as_large_as_the_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "far.toml").write_text(text)
     with pytest.raises(RecipeError, match="shift is 16; it must be smaller than the picture"):
         load_recipe(str(tmp_path / "far.toml"))
+
+
+PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+
+
+def test_every_key_of_training_is_documented_with_its_default() -> None:
+    """docs/training.md has each, in the recipe's order, and none that is not one."""
+
+    def shown(default: object) -> str:
+        return "absent" if default is None else str(default)
+
+    fields = {
+        name: "required" if field.is_required() else shown(field.default)
+        for name, field in TrainingConfig.model_fields.items()
+    }
+    assert re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", PAGE, flags=re.M) == list(fields.items())
+
+
+def test_the_recipe_of_a_run_folder_is_one(tmp_path: Path) -> None:
+    """recipe.json is read as it was written, and a typo in it is named."""
+    recipe = load_recipe("cifar10-cct")
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json(indent=2))
+    assert load_recipe(str(tmp_path / "recipe.json")) == recipe
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json().replace('"seed"', '"sead"'))
+    with pytest.raises(RecipeError, match=r"recipe\.json: "):
+        load_recipe(str(tmp_path / "recipe.json"))

@@ -74,6 +74,8 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
     for start in range(0, len(pixels), CHUNK):
         chunk = pixels[start : start + CHUNK]
         expected, alone = reference.arrays(chunk), _run(answer, chunk, 1)
+        _check_shapes(manifest, len(chunk), alone, "the graph")
+        _check_shapes(manifest, len(chunk), expected, reference.said)
         for size in BATCHES:
             seen = alone if size == 1 else _run(answer, chunk, size)
             check("logits", seen[LOGITS] - expected[LOGITS], limits.logits)
@@ -88,6 +90,21 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
     return Parity(
         pictures=len(pixels), source=source, batches=BATCHES, provider=PROVIDER, checks=checks, versions=versions()
     )
+
+
+def _check_shapes(manifest: Manifest, count: int, outputs: Outputs, source: str) -> None:
+    """Raises BundleError where an output that is to be compared has another shape than the manifest says."""
+    shapes: dict[str, tuple[int, ...]] = {LOGITS: (len(manifest.labels),)}
+    shapes |= {layer.output: layer.shape for layer in manifest.attention}
+    if manifest.maps.pooling:
+        shapes[manifest.maps.pooling] = (manifest.attention[-1].tokens,)
+    class_map = manifest.maps.class_map
+    if class_map and class_map.tokens in outputs:
+        shapes[class_map.tokens] = (class_map.grid[0] * class_map.grid[1], outputs[class_map.tokens].shape[-1])
+    for name, shape in shapes.items():
+        seen = outputs[name].shape if name in outputs else "missing"
+        if seen != (count, *shape):
+            raise BundleError(f"{manifest.id}: {name} of {source} is {seen}; the manifest says {(count, *shape)}")
 
 
 def _check_maps(

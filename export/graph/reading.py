@@ -4,6 +4,7 @@ Going back from the logits, numbers about one token read that token; a mean over
 sum or a concatenation of two readings reads both alike.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,8 @@ def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, lay
     reader = _Reader(places, frame, row)
     shares = reader.shares(logits)
     if isinstance(shares, ir.Value):
-        return Reading(Pooling(kind="learned"), shares) if layer.special_tokens.count == 0 else None
+        fits = _one_a_token(shares, layer.tokens, places) and not layer.special_tokens.count
+        return Reading(Pooling(kind="learned"), shares) if fits else None
     if shares is None:
         return None
     mean = np.where(row >= 0, 1 / layer.patches, 0.0)
@@ -86,6 +88,12 @@ def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, lay
             both = (one + np.eye(len(row))[index + 1]) / 2
             candidates.append((Pooling(kind="class_and_distillation", index=index), both))
     return next((Reading(pooling) for pooling, expected in candidates if np.allclose(shares, expected)), None)
+
+
+def _one_a_token(weights: ir.Value, tokens: int, places: Places) -> bool:
+    """Whether the weights of learned pooling are (batch, tokens), or that with axes of length 1."""
+    shape = places.shape(weights) or ()
+    return shape[:1] == (places.batch,) and math.prod(shape[1:]) == tokens
 
 
 class _Reader:
@@ -191,6 +199,8 @@ def read_class_tokens(logits: ir.Value, places: Places) -> ClassTokens | None:
     frame, ordered = labels.frame, np.moveaxis(labels.cells, channel, -1)
     in_order = frame.cells > 1 and np.array_equal(ordered[0, ..., 0].ravel(), np.arange(frame.cells))
     if not in_order or not constant_along(ordered, ordered.ndim - 1) or head.weight.shape[1] != labels.shape[channel]:
+        return None
+    if weights is not None and not _one_a_token(weights, frame.cells, places):
         return None
     return ClassTokens(tokens, positions, channel, (frame.rows, frame.columns), weights, head)
 

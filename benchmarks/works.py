@@ -103,10 +103,12 @@ def _random_vit(folder: Path) -> Mapping[str, Any]:
     """
     import torch
 
-    from export.convert import Exported, versions, write_model
+    from export.assemble import draft_manifest
+    from export.convert import Exported, write_model
     from export.nets import build
-    from export.publish import draft_manifest, promises
+    from export.publish import promises
     from export.recipe import Recipe
+    from export.weights import versions
     from saccade.golden import golden_file
 
     torch.set_num_threads(1)

@@ -1,22 +1,21 @@
 """A run -> a bundle: graph, weights, manifest and golden file, verified before anybody can see them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from export.convert import TOLERANCE, versions, write_model
+from export.assemble import assemble, gives_manifest
+from export.convert import write_model
 from export.environment import commit
 from export.examples import HELD_OUT_SEED, HELD_OUT_SHARE
 from export.nets import Net, build
 from export.nets.maps import maps_of
 from export.recipe import Recipe
+from export.reference import RecipeNet
 from export.run import read_run
-from export.verify import prove
-from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
-from saccade.errors import BundleError, first_problem
-from saccade.manifest import SCHEMA_VERSION, Card, Manifest, Provenance, Training
+from export.weights import TOLERANCE, versions
+from saccade.bundle import Bundle
+from saccade.errors import BundleError
+from saccade.manifest import Card, Provenance, Training
 
 
 def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bundle:
@@ -28,24 +27,14 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise BundleError(f"the weights in {run} do not fit its recipe: {error}") from error
-    version = next_version(models, name)
-    try:
+    net.eval()
+    with gives_manifest(run):
         fields = {
             **promises(net, recipe, labels),
             "provenance": _provenance(recipe, state),
             "card": _card(recipe, net, state, metrics),
         }
-        draft = draft_manifest(name, version, fields)
-    except ValidationError as error:
-        raise BundleError(f"{run} gives no manifest: {first_problem(error)}") from error
-
-    def write(folder: Path) -> Mapping[str, Any]:
-        write_model(net.eval(), recipe.size, folder)
-        parity, golden = prove(Bundle(folder, draft), data)
-        (folder / GOLDEN).write_bytes(golden)
-        return {**fields, "parity": parity}
-
-    return write_bundle(models, name, version, write)
+        return assemble(models, name, fields, lambda folder: write_model(net, recipe.size, folder), RecipeNet, data)
 
 
 def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -60,13 +49,7 @@ def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any
     }
 
 
-def draft_manifest(name: str, version: int, fields: Mapping[str, Any]) -> Manifest:
-    """A manifest before its files are hashed."""
-    identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version, "files": {}}
-    return Manifest.model_validate({**identity, **fields})
-
-
-def _provenance(recipe: Recipe, state: Mapping[str, Any]) -> Provenance:
+def _provenance(recipe: Recipe, state: dict[str, Any]) -> Provenance:
     return Provenance(
         recipe=recipe.model_dump(mode="json"),
         init=state.get("init"),
@@ -78,7 +61,7 @@ def _provenance(recipe: Recipe, state: Mapping[str, Any]) -> Provenance:
     )
 
 
-def _card(recipe: Recipe, net: Net, state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> Card:
+def _card(recipe: Recipe, net: Net, state: dict[str, Any], metrics: list[dict[str, Any]]) -> Card:
     trained = metrics[: state["epoch"]]
     return Card(
         summary=recipe.card.summary,

@@ -20,6 +20,7 @@ from saccade.errors import DataError, SaccadeError, SetupError
 from saccade.manifest import Manifest
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
+from saccade.sources import add_arguments, source_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,9 +76,16 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Turns a run into the next version of a bundle, verified."""
-    (publishing,) = _needs("export", "export.publish")
-    _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
+    """Turns a run, or a model from elsewhere, into the next version of a bundle, verified."""
+    source = source_of(options)
+    if source == "run":
+        (publishing,) = _needs("export", "export.publish")
+        _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
+        return
+    (adopting,) = _needs("export", f"export.from_{source}")
+    bundle, said = adopting.adopt(options)
+    _report(bundle.manifest)
+    print("\n".join(said))
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -174,11 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("describe", describe)
     one.add_argument("recipe", help="a TOML file, or the name of one in export/recipes")
 
-    one = command("export", export)
-    one.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `saccade train`")
-    one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
-    one.add_argument("--name", required=True, help="name of the model")
-    one.add_argument("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
+    add_arguments(command("export", export))
 
     one = command("verify", verify)
     one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")

@@ -15,6 +15,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 MapName = Literal["pooling", "rollout", "class"]
+Scores = Literal["softmax", "sigmoid"]
 Count = Annotated[int, Field(ge=1)]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -286,7 +287,7 @@ class Manifest(Frozen):
     version: int = Field(ge=1)
     precision: Literal["float32"] = "float32"
     labels: tuple[str, ...] = Field(min_length=1)
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: Scores = "softmax"
     """What makes scores of the logits: one label of all, or each label by itself (multi-label)."""
     preprocessing: Preprocessing
     attention: tuple[AttentionLayer, ...] = ()

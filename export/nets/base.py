@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from export.names import attention_output
 from saccade.manifest import AttentionLayer, Pooling
 
 
@@ -71,7 +72,7 @@ def pool_features(net: Net, features: Tensor, attention: Sequence[Tensor] = ()) 
 def attention_layer(index: int, grid: tuple[int, int], heads: int, **special: object) -> AttentionLayer:
     """Geometry of layer `index` under the fixed name of its output."""
     return AttentionLayer.model_validate(
-        {"output": f"attention_{index:02d}", "grid": grid, "heads": heads, "special_tokens": special}
+        {"output": attention_output(index), "grid": grid, "heads": heads, "special_tokens": special}
     )
 
 

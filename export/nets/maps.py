@@ -2,11 +2,10 @@
 
 from pydantic import ValidationError
 
+from export.names import CLASS_TOKENS, LOGITS, POOLING, ROLLOUT
 from export.nets.base import Net
 from saccade.errors import RecipeError
 from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps
-
-CLASS_TOKENS = "class_tokens"
 
 
 def rolls_out(layers: tuple[AttentionLayer, ...]) -> bool:
@@ -21,8 +20,8 @@ def maps_of(net: Net, default: tuple[MapName, ...]) -> Maps:
     )
     return Maps(
         default=default,
-        pooling="pooling" if net.pooling is not None and net.pooling.kind == "learned" else None,
-        rollout="rollout" if rolls_out(net.attention_layers) else None,
+        pooling=POOLING if net.pooling is not None and net.pooling.kind == "learned" else None,
+        rollout=ROLLOUT if rolls_out(net.attention_layers) else None,
         class_map=class_map or None,
     )
 
@@ -39,4 +38,4 @@ def output_names(net: Net) -> list[str]:
     """Names of the graph's outputs, in their order."""
     maps = maps_of(net, ())
     names = [maps.pooling, maps.rollout, maps.class_map and maps.class_map.tokens]
-    return ["logits", *(layer.output for layer in net.attention_layers), *(name for name in names if name)]
+    return [LOGITS, *(layer.output for layer in net.attention_layers), *(name for name in names if name)]

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.verify import rebuild
+from export.reference import rebuild
 from saccade.bundle import Bundle, open_bundle, update_bundle
 from saccade.decode import decode
 from saccade.preprocess import preprocess

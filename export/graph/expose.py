@@ -1,0 +1,194 @@
+"""A classifier's graph gets the outputs of a bundle: attention, pooling, rollout and the tokens of the class map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from export.graph.adder import Adder
+from export.graph.attention import Found, find
+from export.graph.geometry import layer_of
+from export.graph.places import Places
+from export.graph.reading import ClassTokens, Reading, read_class_tokens, read_pooling
+from export.names import CLASS_TOKENS, INPUT, LOGITS, POOLING, ROLLOUT, attention_output
+from export.nets.maps import rolls_out
+from saccade.errors import DataError
+from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps, Pooling
+from saccade.pooling import pooled_row
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of what was found."""
+
+    where: str
+    heads: int
+    tokens: tuple[int, int]
+    layer: AttentionLayer | None
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """What the graph gives now, in the words of the manifest."""
+
+    classes: int
+    layers: tuple[AttentionLayer, ...]
+    pooling: Pooling | None
+    """None where the logits read the tokens in no way that the manifest can say, or there is no attention."""
+    maps: Maps
+    table: tuple[Row, ...]
+    """All attention that was found, in depth order."""
+
+
+def expose(
+    model: ir.Model,
+    size: tuple[int, int],
+    *,
+    logits: ir.Value | None = None,
+    grid: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Exposed:
+    """Adds to `model`, in place, the outputs of a bundle; its own stay behind them. The input becomes `pixel_values`.
+
+    `model` has plain operators of opset 20 (see `prepare`), one input (batch, 3, H, W) with a dynamic batch, and
+    `logits` (by default its first output) of (batch, classes). `grid` is used where none is found; `names` are what the
+    table calls the attention layers found, in depth order. Raises DataError where the graph is no such classifier.
+    """
+    (pixels,) = model.graph.inputs
+    places = Places(model, size).follow_all(model)
+    head = model.graph.outputs[0] if logits is None else logits
+    shape = places.shape(head)
+    if shape is None or len(shape) != 2 or shape[0] != places.batch:
+        seen = places.lost.get(head) or f"it is {list(shape or ())} for {places.batch} pictures"
+        raise DataError(f"the output {head.name!r} is no (batch, labels): {seen}")
+    rows, used = _layers(find(model, places), grid, names)
+    layers = tuple(layer for _, layer in used)
+    reading = _reading(head, places, used)
+    tokens = read_class_tokens(head, places)
+    rolled = reading is not None and len(used) == len(rows) and rolls_out(layers) and _one_frame(used)
+
+    add = Adder(model)
+    add.named(pixels, INPUT)
+    class_map, result = (None, head) if tokens is None else _head(add, tokens, shape[1])
+    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS, keep=result is not head): shape[1:]}
+    attention = [add.named(_unfolded(add, found), layer.output) for found, layer in used]
+    outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
+    learned = None
+    if reading is not None and reading.weights is not None:
+        learned = add.named(add("Reshape", reading.weights, [-1, layers[-1].tokens]), POOLING)
+        outputs[learned] = (layers[-1].tokens,)
+    if rolled and reading is not None:
+        row = _pooled(add, reading, learned, layers[-1])
+        outputs[add.named(_rollout(add, attention, row, layers[-1]), ROLLOUT)] = (layers[-1].patches,)
+    if tokens is not None:
+        outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
+    add.outputs(outputs, instead_of=head)
+    for value in model.graph.outputs[len(outputs) :]:
+        _say_shape(value, places)
+    common.RemoveUnusedNodesPass()(model)
+    default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
+    maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
+    return Exposed(shape[1], layers, reading.pooling if reading else None, maps, rows)
+
+
+def _say_shape(value: ir.Value, places: Places) -> None:
+    """Of an output of theirs; an axis that may grow with the batch is left open."""
+    shape = places.shape(value)
+    if shape is not None:
+        value.shape = ir.Shape([None if length % places.batch == 0 else length for length in shape])
+
+
+def _layers(
+    found: list[Found], grid: tuple[int, int] | None, names: Sequence[str] | None
+) -> tuple[tuple[Row, ...], list[tuple[Found, AttentionLayer]]]:
+    if names is not None and len(names) != len(found):
+        raise ValueError(f"there are {len(names)} names for {len(found)} attention layers")
+    rows: list[Row] = []
+    used: list[tuple[Found, AttentionLayer]] = []
+    for index, one in enumerate(found):
+        layer = layer_of(one, attention_output(len(used)), grid)
+        where = one.name if names is None else names[index]
+        if isinstance(layer, str):
+            rows.append(Row(where, one.heads, one.tokens, None, layer))
+        else:
+            rows.append(Row(where, one.heads, one.tokens, layer, None))
+            used.append((one, layer))
+    return tuple(rows), used
+
+
+def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLayer]]) -> Reading | None:
+    if not used:
+        return None
+    found, layer = used[-1]
+    if found.cells is None or found.frame is None or layer.windows is not None:
+        return None
+    reading = read_pooling(head, places, found.frame, found.cells[0], layer)
+    if reading is not None and reading.weights is not None and any(one.windows for _, one in used):
+        return None  # the map of learned pooling is a sibling of rollout, and needs layers that see the whole picture
+    return reading
+
+
+def _one_frame(used: list[tuple[Found, AttentionLayer]]) -> bool:
+    """Whether no convolution or merging stands between the layers."""
+    return len({found.frame for found, _ in used}) == 1 and all(layer.windows is None for _, layer in used)
+
+
+def _unfolded(add: Adder, found: Found) -> ir.Value:
+    """The weights as (batch, heads, N, N), or (batch, windows, heads, N, N); rows are queries."""
+    value, tokens = found.weights, found.tokens[0]
+    if found.transposed:
+        value = add("Transpose", value, perm=[*range(found.rank - 2), found.rank - 1, found.rank - 2])
+    if found.unfolding is None:
+        return value
+    sizes, order = found.unfolding.sizes, found.unfolding.order
+    value = add("Reshape", value, [*sizes, tokens, tokens])
+    if order != (0, 1, 2):
+        value = add("Transpose", value, perm=[*order, 3, 4])
+    if found.cells is not None and len(found.cells) == 1:
+        value = add("Squeeze", value, [1])
+    return value
+
+
+def _pooled(add: Adder, reading: Reading, learned: ir.Value | None, last: AttentionLayer) -> ir.Value:
+    """The row that the rollout starts from, (batch or 1, 1, N)."""
+    if learned is not None:
+        return add("Unsqueeze", learned, [1])
+    return add.constant(pooled_row(reading.pooling, last)[None, None])
+
+
+def _rollout(add: Adder, attention: Sequence[ir.Value], row: ir.Value, last: AttentionLayer) -> ir.Value:
+    """(batch, patches); the formula stands in `export.explain.rollout`."""
+    half = add.number(0.5)
+    for weights in reversed(attention):
+        carried = add("MatMul", row, add("ReduceMean", weights, [1], keepdims=0))
+        row = add("Mul", add("Add", carried, row), half)
+    patches = last.patch_slice
+    row = add("Squeeze", row, [1])
+    return add("Slice", row, [patches.start], [patches.stop], [1])
+
+
+def _head(add: Adder, found: ClassTokens, classes: int) -> tuple[ClassMap, ir.Value]:
+    """The head as a Gemm whose weight is an initializer (classes, width), and the logits that it makes."""
+    head, bias = found.head, None
+    weight = add.initializer(head.weight, head.weight_from)
+    if head.bias is not None and head.bias_from is not None:
+        bias = add.initializer(np.broadcast_to(head.bias, (1, classes))[0], head.bias_from)
+    logits = add("Gemm", head.pooled, weight, *([] if bias is None else [bias]), transB=1)
+    class_map = ClassMap(tokens=CLASS_TOKENS, weight=weight.name or "", bias=bias and bias.name, grid=found.grid)
+    return class_map, logits
+
+
+def _class_tokens(add: Adder, found: ClassTokens) -> ir.Value:
+    """(batch, patches, width): each token times its share in the pool."""
+    value, patches = found.tokens, found.patches
+    order = [0, *found.positions, found.channel]
+    if order != sorted(order):
+        value = add("Transpose", value, perm=order)
+    if len(order) > 3:
+        value = add("Reshape", value, [0, patches, found.width])
+    if found.weights is None:
+        return add("Mul", value, add.number(1 / patches))
+    return add("Mul", value, add("Reshape", found.weights, [-1, patches, 1]))

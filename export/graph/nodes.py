@@ -1,0 +1,27 @@
+"""Small things about nodes."""
+
+import onnx_ir as ir
+
+
+def describe(node: ir.Node) -> str:
+    """The operator and the name of a node, as a user finds it in a viewer."""
+    operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return f"{operator} {node.name!r}" if node.name else operator
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """An attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """An attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def words(node: ir.Node, name: str, default: str) -> str:
+    """An attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()

@@ -1,0 +1,109 @@
+"""A classifier's graph as it was exported -> what `expose` takes: plain operators, opset 20, an open batch."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from export.graph.adder import Adder
+from export.graph.batch import open_batch
+from export.graph.decompose import decompose
+from export.graph.opset import convert_opset
+from saccade.errors import DataError
+
+_CODES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+_PROBABILITIES = ("Softmax", "LogSoftmax", "Sigmoid")
+_SAME = ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", "Dropout")
+
+
+def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tuple[int, int], list[str]]:
+    """(the graph, height and width of its input, sentences about what was done to it).
+
+    `size` is needed where the graph leaves it open. Raises DataError where its input is no batch of pictures, or where
+    it cannot be brought into that form.
+    """
+    said: list[str] = []
+    common.InlinePass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _check_types(model)
+    model = convert_opset(model)
+    size = _input(model, size, said)
+    undone = decompose(model, size)
+    if undone:
+        said.append(f"operators taken apart: {', '.join(undone)}")
+    if open_batch(model, size):
+        said.append("the graph took one picture: its shapes were opened for any number")
+    common.RemoveUnusedOpsetsPass()(model)
+    return model, size, said
+
+
+def logits_of(model: ir.Model, output: str | None, said: list[str]) -> tuple[ir.Value, bool]:
+    """(the logits, whether each is a label by itself): those before the softmax or sigmoid that a graph may end in.
+
+    `output` names the one meant; without it, the one called logits, or else the first. Raises DataError.
+    """
+    named = {value.name: value for value in model.graph.outputs}
+    if output is not None and output not in named:
+        raise DataError(f"the graph has no output {output!r}; it has {', '.join(map(str, named))}")
+    value = named[output] if output is not None else named.get("logits", model.graph.outputs[0])
+    node = value.producer()
+    while node is not None and node.op_type in _SAME and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type not in _PROBABILITIES or node.inputs[0] is None:
+        return value, False
+    said.append(f"the output {value.name} is a {node.op_type}: the logits are what it is taken of")
+    return node.inputs[0], node.op_type == "Sigmoid"
+
+
+def _check_types(model: ir.Model) -> None:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype in _CODES and value.const_value.size > 1:
+            kind = value.const_value.dtype.name.lower()
+            raise DataError(f"the weight {value.name} is {kind}; the graph must compute in float32: export it so")
+
+
+def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tuple[int, int]:
+    """Height and width; the input becomes (batch, 3, height, width)."""
+    inputs: Sequence[ir.Value] = model.graph.inputs
+    if len(inputs) != 1:
+        raise DataError(f"the graph takes {len(inputs)} inputs ({', '.join(str(value.name) for value in inputs)}); "
+                        "a classifier of pictures takes one")  # fmt: skip
+    (pixels,) = inputs
+    if pixels.dtype != ir.DataType.FLOAT:
+        kind = "unknown" if pixels.dtype is None else pixels.dtype.name.lower()
+        raise DataError(f"the graph takes {pixels.name} as {kind}; it must take float32, already normalised")
+    shape: list[object] = [None] * 4 if pixels.shape is None else list(pixels.shape)
+    if len(shape) != 4:
+        raise DataError(f"the graph takes {pixels.name} {shape}; it must take (batch, 3, height, width)")
+    last = shape[3] == 3 and shape[1] != 3
+    if last:
+        shape = [shape[0], shape[3], shape[1], shape[2]]
+    if isinstance(shape[1], int) and shape[1] != 3:
+        raise DataError(f"the graph takes {shape[1]} channels; pictures have 3")
+    fixed = [length if isinstance(length, int) else None for length in shape[2:]]
+    if size is None:
+        if None in fixed:
+            raise DataError(f"the graph leaves height and width of {pixels.name} open: give --size")
+        size = (fixed[0], fixed[1])  # type: ignore[assignment]
+    assert size is not None
+    if any(given not in (None, asked) for given, asked in zip(fixed, size, strict=True)):
+        raise DataError(f"the graph takes pictures of {fixed[0]} x {fixed[1]}, not {size[0]} x {size[1]}")
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise DataError(
+            f"the graph takes {shape[0]} pictures, no more and no fewer: export it with an open batch, or 1"
+        )
+    if last:
+        _channels_first(model, pixels)
+        said.append("the graph takes channels last: a Transpose stands before it")
+    return size
+
+
+def _channels_first(model: ir.Model, pixels: ir.Value) -> None:
+    add = Adder(model)
+    first = next(iter(model.graph))
+    add.before = first
+    taken = ir.Value(name="pictures", type=ir.TensorType(ir.DataType.FLOAT))
+    moved = add("Transpose", taken, perm=[0, 2, 3, 1])
+    pixels.replace_all_uses_with(moved)
+    model.graph.inputs[:] = [taken]

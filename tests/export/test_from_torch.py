@@ -1,0 +1,306 @@
+"""`saccade export --from-torch`: anybody's module, held to itself in eager PyTorch."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from export.from_torch import adopt
+from export.runtime import open_graph
+from export.verify import verify
+from saccade.bundle import Bundle, open_bundle
+from saccade.cli import main
+from saccade.errors import BundleError
+from saccade.sources import add_arguments
+from tests.conftest import ROOT
+from tests.export import own_nets
+
+LABELS = ("cat", "dog", "fox", "hen", "owl")
+
+
+@pytest.fixture(autouse=True)
+def _from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory from which `tests.export.own_nets` is found."""
+    monkeypatch.chdir(ROOT)
+
+
+def saved(function: str, folder: Path, *, seed: int = 0, noise: float = 0.1) -> tuple[nn.Module, Path]:
+    """(the module with seeded weights, its state dict as safetensors, what is tied once)."""
+    torch.manual_seed(seed)
+    module: nn.Module = getattr(own_nets, function)().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    tensors = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(module.state_dict().items())}
+    save_file(dict(tensors.values()), folder / "weights.safetensors")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    return module, folder / "weights.safetensors"
+
+
+def words(function: str, folder: Path, *more: str, size: str = "32x48") -> list[str]:
+    return ["--from-torch", f"tests.export.own_nets:{function}", "--weights", str(folder / "weights.safetensors"),
+            "--labels", str(folder / "labels.txt"), "--models", str(folder / "models"), "--name", "own",
+            *(["--size", size] if size else []), *more]  # fmt: skip
+
+
+def exported(function: str, folder: Path, *more: str, size: str = "32x48") -> tuple[Bundle, str]:
+    """(the bundle, what is said of it)."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    bundle, said = adopt(parser.parse_args(words(function, folder, *more, size=size)))
+    return bundle, "\n".join(said)
+
+
+def answers(bundle: Bundle, count: int = 3) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(noise in the size of the input, what the bundle's graph gives for it)."""
+    spec = bundle.manifest.preprocessing
+    pixels = torch.randn(count, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(1))
+    return pixels, open_graph(bundle.graph)(pixels.numpy())
+
+
+def expected_of_vit(module: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """softmax(QKᵀ / sqrt(d)) of each block, in float64, typed anew."""
+    found = []
+    module = module.double()
+    x = module.patches(pixels.double()).flatten(2).transpose(1, 2)
+    x = torch.cat([module.token.expand(len(x), -1, -1), x], 1) + module.position
+    for block in module.blocks:
+        q, k, _ = block.qkv(block.norm(x)).chunk(3, -1)
+        q, k = (one.unflatten(-1, (2, 8)).transpose(1, 2) for one in (q, k))
+        found.append(torch.softmax(q @ k.mT / 8**0.5, -1))
+        x = block(x)
+    return found
+
+
+@pytest.mark.parametrize("function", ["vit", "vit_by_hand"])
+def test_the_attention_is_softmax_of_qk_however_it_is_written(function: str, tmp_path: Path) -> None:
+    """scaled_dot_product_attention and softmax by hand: the same promise, held to the formula in float64."""
+    module, _ = saved(function, tmp_path)
+    bundle, said = exported(function, tmp_path)
+    pixels, seen = answers(bundle)
+    with torch.no_grad():
+        assert np.abs(seen["logits"] - module(pixels)["logits"].numpy()).max() <= 1e-4
+        expected = expected_of_vit(module, pixels)
+    layers = bundle.manifest.attention
+    assert [(layer.grid, layer.heads, layer.special_tokens.count) for layer in layers] == [((4, 6), 2, 1)] * 2
+    for layer, weights in zip(layers, expected, strict=True):
+        assert np.abs(seen[layer.output] - weights.numpy()).max() <= 1e-5
+    assert bundle.manifest.pooling is not None
+    assert bundle.manifest.pooling.kind == "class_token"
+    assert bundle.manifest.maps.available == ("rollout",)
+    assert "blocks.1" in said
+    assert "attention_01" in said
+
+
+def test_torchs_own_encoder_gives_the_weights_that_it_reports(tmp_path: Path) -> None:
+    """nn.TransformerEncoder, whose fast path is off meanwhile: the first layer's are those of nn.MultiheadAttention."""
+    module, _ = saved("encoder", tmp_path)
+    bundle, said = exported("encoder", tmp_path)
+    pixels, seen = answers(bundle)
+    made: Any = module
+    with torch.no_grad():
+        assert np.abs(seen["logits"] - module(pixels)[0].numpy()).max() <= 1e-4
+        tokens = made.patches(pixels).flatten(2).transpose(1, 2) + made.position
+        attention = made.encoder.layers[0].self_attn
+        _, weights = attention(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)
+    assert np.abs(seen["attention_00"] - weights.numpy()).max() <= 1e-5
+    assert bundle.manifest.maps.available == ("rollout", "class")
+    assert "encoder.layers.1.self_attn" in said
+
+
+def test_sharp_attention_may_be_as_far_away_as_float32_is(tmp_path: Path) -> None:
+    """Scores of some tens round more roughly than 1e-5, in PyTorch too: 4 times its own distance from float64 is
+    allowed, the manifest says how much, and the service loads the bundle with a tolerance as wide.
+    """
+    module, _ = saved("vit_by_hand", tmp_path, noise=1.0)
+    bundle, _ = exported("vit_by_hand", tmp_path)
+    assert bundle.manifest.parity is not None
+    check = bundle.manifest.parity.checks["attention"]
+    pixels, seen = answers(bundle)
+    with torch.no_grad():
+        expected = expected_of_vit(module, pixels)
+    apart = max(np.abs(seen[f"attention_{i:02d}"] - one.numpy()).max() for i, one in enumerate(expected))
+    assert 1e-5 < check.allowed < 1e-3
+    assert apart <= check.allowed
+    assert bundle.manifest.tolerance["CPUExecutionProvider"]["attention"] == pytest.approx(check.allowed)
+    assert bundle.manifest.tolerance["CUDAExecutionProvider"]["attention"] == pytest.approx(10 * check.allowed)
+
+
+def test_attention_that_cannot_be_given_is_said_by_its_name(tmp_path: Path) -> None:
+    """6 large patches attend to 24 small ones: in the table with the reason; the rest is given."""
+    module, _ = saved("cross", tmp_path)
+    bundle, said = exported("cross", tmp_path)
+    (layer,) = bundle.manifest.attention
+    assert layer.grid == (4, 6)
+    assert "across" in said
+    assert "6 queries attend to 24 keys" in said
+    pixels, seen = answers(bundle)
+    with torch.no_grad():
+        assert np.abs(seen["logits"] - module(pixels).numpy()).max() <= 1e-4
+
+
+def test_a_cnn_has_a_class_map_and_says_that_it_has_no_attention(tmp_path: Path) -> None:
+    """Tied weights stand once in the file, as safetensors wants it; the map's sum is the logit."""
+    module, weights = saved("cnn", tmp_path)
+    assert len(load_file(weights)) == len(module.state_dict()) - 1
+    bundle, said = exported("cnn", tmp_path)
+    assert "attention: none was found" in said
+    assert bundle.manifest.maps.available == ("class",)
+    pixels, seen = answers(bundle)
+    made: Any = module
+    with torch.no_grad():
+        logits = made(pixels).logits
+        assert np.abs(seen["logits"] - logits.numpy()).max() <= 1e-4
+        summed = torch.from_numpy(seen["class_tokens"]).sum(1) @ made.head.weight.T + made.head.bias
+    assert torch.allclose(summed, logits, atol=1e-4)
+
+
+def test_what_the_command_says_of_pictures_is_in_the_manifest(tmp_path: Path) -> None:
+    """Sizes, fit, mean and std; what nobody said is taken as on ImageNet, and said."""
+    saved("cnn", tmp_path)
+    more = ["--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2", "--channels", "BGR", "--scores", "sigmoid"]
+    bundle, said = exported("cnn", tmp_path, *more, size="32x32")
+    spec = bundle.manifest.preprocessing
+    assert (spec.height, spec.width, spec.channels, spec.mean, spec.std) == (32, 32, "BGR", (0.5,) * 3, (0.2,) * 3)
+    assert bundle.manifest.scores == "sigmoid"
+    assert "taken as for ImageNet, since nobody said: fit crop, interpolation bilinear" in said
+
+
+def test_a_module_of_timm_says_itself_how_its_pictures_are_prepared(tmp_path: Path) -> None:
+    """`pretrained_cfg` as timm reads it; the command's own words go first."""
+    saved("like_timm", tmp_path)
+    bundle, said = exported("like_timm", tmp_path, "--interpolation", "bilinear", size="")
+    spec = bundle.manifest.preprocessing
+    assert (spec.height, spec.width, spec.fit, spec.shortest_edge) == (32, 32, "crop", 40)
+    assert (spec.mean, spec.std, spec.interpolation) == ((0.5,) * 3, (0.25,) * 3, "bilinear")
+    assert "ImageNet" not in said or "channels RGB" in said
+
+
+def test_a_bundle_is_verified_where_its_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is made anew and filled from the bundle; elsewhere the error says what is looked for."""
+    saved("cnn", tmp_path)
+    bundle, _ = exported("cnn", tmp_path)
+    assert verify(open_bundle(bundle.folder), None).manifest == bundle.manifest
+    origin = bundle.manifest.provenance.origin
+    assert origin is not None
+    assert (origin.kind, origin.name) == ("torch", "tests.export.own_nets:cnn")
+    renamed = origin.model_copy(update={"name": "mynet:make"})
+    provenance = bundle.manifest.provenance.model_copy(update={"origin": renamed})
+    moved = Bundle(bundle.folder, bundle.manifest.model_copy(update={"provenance": provenance}))
+    with pytest.raises(BundleError, match=r"held to mynet:make, which cannot be made here: .* no module named mynet"):
+        verify(moved, None)
+
+
+def test_a_file_is_a_place_for_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`file.py:function`, and a module in the working directory, as the command is installed and not a script there."""
+    saved("cnn", tmp_path)
+    (tmp_path / "my_own_net.py").write_text("from tests.export.own_nets import cnn\n")
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    command = ["export", "--from-torch", "my_own_net:cnn", *words("cnn", tmp_path)[2:]]
+    assert main(command) == 0
+    assert main(["export", "--from-torch", str(tmp_path / "my_own_net.py:cnn"), *words("cnn", tmp_path)[2:]]) == 0
+    assert open_bundle(tmp_path / "models" / "own" / "2").manifest.version == 2
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    """In memory: the file is written over."""
+    return {key: tensor.clone() for key, tensor in load_file(path).items()}
+
+
+def pickled(folder: Path) -> None:
+    torch.save(state_of(folder / "weights.safetensors"), folder / "weights.safetensors")
+
+
+def edited(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        state = state_of(folder / "weights.safetensors")
+        change(state)
+        save_file(state, folder / "weights.safetensors")
+
+    return act
+
+
+def keep(_: Path) -> None:
+    pass
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "pickle": ("cnn", pickled, "is pickled, which can run code and is never read"),
+    "missing": ("cnn", edited(lambda state: state.pop("head.bias")), "does not fit the module: head.bias is missing"),
+    "left over": (
+        "cnn", edited(lambda state: state.update(extra=torch.zeros(1))),
+        "does not fit the module: extra is not in the module",
+    ),
+    "shape": (
+        "cnn", edited(lambda state: state.update({"head.bias": torch.zeros(7)})), "head.bias is (7,), not (5,)"
+    ),
+    "no file": ("cnn", lambda folder: (folder / "weights.safetensors").unlink(), "is not a whole safetensors file"),
+    "labels": (
+        "cnn", lambda folder: (folder / "labels.txt").write_text("a\nb"), "there are 2 labels and the model gives 5"
+    ),
+    "no function": ("missing", keep, "tests.export.own_nets has no function missing"),
+    "function raises": ("raises", keep, "raises() failed with OSError: no such checkpoint"),
+    "no module": ("nothing", keep, "must give a torch.nn.Module, not a NoneType"),
+    "no logits": ("features", keep, "must give logits (batch, classes), alone or as `logits` or first"),
+    "control flow": ("data_dependent", keep, "cannot be exported for pictures of 32 x 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_does_not_fit_is_said_in_one_line_and_leaves_nothing(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function, damage, message = BROKEN[what]
+    saved(function if what in ("no logits", "control flow") else "cnn", tmp_path)
+    damage(tmp_path)
+    assert main(["export", *words(function, tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error, error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tests.export.own_nets", "must be of the form module:function, or file.py:function"),
+        ("no_such_module:make", "no module named no_such_module"),
+        ("no_such_file.py:make", "there is no file no_such_file.py"),
+        ("tests/export/data.json:make", "cannot be imported"),
+    ],
+)
+def test_a_target_that_is_not_there_is_said(
+    target: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("cnn", tmp_path)
+    assert main(["export", "--from-torch", target, *words("cnn", tmp_path)[2:]]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("taken", "message"),
+    [("--weights", "needs --weights"), ("--labels", "and --labels"), ("--size", "give --size HxW")],
+)
+def test_what_nobody_said_is_asked_for(
+    taken: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("cnn", tmp_path)
+    line = words("cnn", tmp_path)
+    place = line.index(taken)
+    assert main(["export", *line[:place], *line[place + 2 :]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_labels_may_be_json(tmp_path: Path) -> None:
+    """As a checkpoint's id2label has them."""
+    saved("cnn", tmp_path)
+    (tmp_path / "labels.txt").write_text(json.dumps({"id2label": dict(enumerate(LABELS))}))
+    assert exported("cnn", tmp_path)[0].manifest.labels == LABELS

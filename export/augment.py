@@ -32,10 +32,13 @@ class Augment:
     def __call__(
         self, pictures: Tensor, labels: Tensor, flip: Tensor, epoch: int, random: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) uint8 and (B,) -> the net's input of the same shape, and (B,) or, where mixed, (B, classes)."""
+        """(B, 3, H, W) uint8 and (B,) -> the net's input of the same shape, and (B,) or, where mixed, (B, classes).
+
+        `flip` (B,) says which pictures are mirrored where the recipe flips at all.
+        """
         config = self._config
         if config.shift or config.flip:
-            pictures = shift_and_flip(pictures, flip, config.shift, random)
+            pictures = shift_and_flip(pictures, flip & config.flip, config.shift, random)
         if config.randaugment:
             pictures = randaugment(
                 pictures, config.randaugment, config.randaugment_magnitude, config.randaugment_std, random

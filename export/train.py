@@ -85,7 +85,6 @@ class _Trainer:
     ) -> None:
         self._recipe, self._learner, self._loader, self._world = recipe, learner, loader, world
         self._pictures, self._held_out = np.flatnonzero(~mask), np.flatnonzero(mask)
-        self._flip = recipe.training.flip
         self._batch = min(recipe.training.batch, len(self._pictures))
         self._part = world.part(self._batch)
         self._steps = len(self._pictures) // self._batch

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from export.augment import Normalize, erase, flip_mask, shift_and_flip
+from export.augment import Augment, Normalize, erase, flip_mask, shift_and_flip
 from saccade.manifest import Preprocessing
 from saccade.preprocess import normalize
+from tests.conftest import tiny_recipe
 
 
 def one_by_one(images: np.ndarray, flip: np.ndarray, shift: int, moves: np.ndarray) -> np.ndarray:
@@ -91,3 +92,19 @@ def test_a_rectangle_is_blanked_in_the_share_of_pictures_that_was_asked_for() ->
         assert torch.equal(one, one.any(1)[:, None] & one.any(0))
     middles = torch.stack([blank[:, 0].any(1), blank[:, -1].any(1), blank[:, :, 0].any(1), blank[:, :, -1].any(1)])
     assert middles.any(1).all()  # it reaches every edge
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_recipe_decides_what_is_done_to_a_picture(shift: int, flip: bool) -> None:
+    """Mirrored only where it says `flip`, moved only as far as its `shift`, and normalised; labels as they were."""
+    recipe = tiny_recipe("tiny-cct", shift=shift, flip=flip)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    labels, mirrored = torch.arange(20), torch.arange(20) % 2 == 0
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    augment = Augment(recipe, 20, torch.device("cpu"))
+    seen, targets = augment(pictures, labels, mirrored, 0, np.random.default_rng(1))
+    moves = shift + np.random.default_rng(1).integers(-shift, shift + 1, (2, 20, 1))[..., 0]
+    expected = one_by_one(pictures.numpy(), mirrored.numpy() & flip, shift, moves)
+    np.testing.assert_array_equal(seen.numpy(), normalize(np.moveaxis(expected, 1, -1), recipe.preprocessing))
+    assert torch.equal(targets, labels)

@@ -61,7 +61,11 @@ class _Search:
         index, steps = 0, 0
         while index < len(self._nodes):
             node, steps = self._nodes[index], steps + 1
-            if self._follow(index):
+            try:
+                followed = self._follow(index)
+            except ValueError:  # shapes that do not fit: a choice before was wrong, or the graph never worked
+                followed = False
+            if followed:
                 index += 1
                 continue
             lost = next((self._several.lost[value] for value in node.outputs if value in self._several.lost), None)

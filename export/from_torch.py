@@ -72,7 +72,7 @@ def reference_of(bundle: Bundle) -> Eager:
             f"{manifest.id} is held to {target}, which cannot be made here: {error}; it is looked for from the working "
             "directory"
         ) from error
-    return Eager(f"{type(module).__name__} of {target} in eager PyTorch {torch.__version__}", manifest, module)
+    return Eager(f"{type(module).__name__} of {target} in eager PyTorch {torch.__version__}", bundle, module)
 
 
 def make(target: str) -> nn.Module:

@@ -56,7 +56,7 @@ def reference_of(bundle: Bundle) -> Eager:
     except DataError as error:
         raise BundleError(f"{manifest.id}: the model cannot be rebuilt from the bundle: {error}") from error
     said = f"{type(model).__name__} of transformers {_version()} in eager PyTorch"
-    return Eager(said, manifest, model, output_attentions=True)
+    return Eager(said, bundle, model, output_attentions=True)
 
 
 def _version() -> str:

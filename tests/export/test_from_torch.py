@@ -133,6 +133,45 @@ def test_sharp_attention_may_be_as_far_away_as_float32_is(tmp_path: Path) -> Non
     assert bundle.manifest.tolerance["CUDAExecutionProvider"]["attention"] == pytest.approx(10 * check.allowed)
 
 
+def test_large_logits_may_be_a_ten_thousandth_of_themselves_away_and_no_more(tmp_path: Path) -> None:
+    """What float32 rounds in a head of 1e4 is allowed; a net that leaves little but roundings is refused in numbers."""
+    module, _ = saved("encoder", tmp_path)
+    with torch.no_grad():
+        made: Any = module
+        made.head.weight.mul_(1e4)
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    bundle, _ = exported("encoder", tmp_path)
+    assert bundle.manifest.parity is not None
+    with torch.no_grad():
+        largest = float(module(answers(bundle)[0])[0].abs().max())
+    assert 1e-4 < bundle.manifest.parity.checks["logits"].allowed <= 1e-4 * 2 * largest
+    saved("rough", tmp_path)
+    with pytest.raises(
+        BundleError, match=r"float32 rounds the logits of own@2 so roughly that [0-9.e+-]+ would be allowed; .* at most"
+    ):
+        exported("rough", tmp_path)
+    assert not (tmp_path / "models" / "own" / "2").exists()
+
+
+@pytest.mark.parametrize(("function", "given"), [("mixed_first", 1), ("queries_first", 2)])
+def test_attention_that_is_not_given_takes_the_place_of_none_that_is(function: str, given: int, tmp_path: Path) -> None:
+    """Weights of the same shape before those that are given: each output is held to the softmax of its own layer."""
+    module, _ = saved(function, tmp_path)
+    bundle, _ = exported(function, tmp_path)
+    assert len(bundle.manifest.attention) == given
+    made: Any = module.double()
+    pixels, seen = answers(bundle)
+    with torch.no_grad():
+        x = made.patches(pixels.double()).flatten(2).transpose(1, 2)
+        for index, block in enumerate(made.blocks, given - len(made.blocks)):
+            if index >= 0:
+                q, k, _ = block.qkv(block.norm(x)).chunk(3, -1)
+                q, k = (one.unflatten(-1, (2, 8)).transpose(1, 2) for one in (q, k))
+                expected = torch.softmax(q @ k.mT / 8**0.5, -1).numpy()
+                assert np.abs(seen[f"attention_{index:02d}"] - expected).max() <= 1e-5
+            x = block(x)
+
+
 def test_attention_that_cannot_be_given_is_said_by_its_name(tmp_path: Path) -> None:
     """6 large patches attend to 24 small ones: in the table with the reason; the rest is given."""
     module, _ = saved("cross", tmp_path)
@@ -250,8 +289,16 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "function raises": ("raises", keep, "raises() failed with OSError: no such checkpoint"),
     "no module": ("nothing", keep, "must give a torch.nn.Module, not a NoneType"),
     "no logits": ("features", keep, "must give logits (batch, classes), alone or as `logits` or first"),
+    "dropout left on": ("noisy", keep, "answers differently each time it is asked (dropout? random noise?)"),
+    "softmax": ("ends_in_softmax", keep, "must give its logits, and no probabilities: the output logits is a Softmax"),
+    "log softmax": ("ends_in_log_softmax", keep, "the output logits is a LogSoftmax"),
+    "sigmoid": ("ends_in_sigmoid", keep, "the output logits is a Sigmoid"),
     "control flow": ("data_dependent", keep, "cannot be exported for pictures of 32 x 48"),
 }  # fmt: skip
+
+
+MODULES = ("no logits", "control flow", "dropout left on", "softmax", "log softmax", "sigmoid")
+"""Of BROKEN, those whose module it is that does not fit, and no file."""
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -259,7 +306,7 @@ def test_what_does_not_fit_is_said_in_one_line_and_leaves_nothing(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function, damage, message = BROKEN[what]
-    saved(function if what in ("no logits", "control flow") else "cnn", tmp_path)
+    saved(function if what in MODULES else "cnn", tmp_path)
     damage(tmp_path)
     assert main(["export", *words(function, tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -20,6 +20,7 @@ from torch import nn
 
 from export.adopt import Facts
 from export.eager import Eager
+from export.from_onnx import OnnxGraph
 from export.module import adopt_module
 from export.preparation import labels_of, preprocessing_of
 from export.pretrained.checkpoint import State, read_weights, sha256
@@ -54,15 +55,28 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     )
     origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
     facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax")
-    bundle, exposed = adopt_module(module, facts, reference_of, options.models, options.name, options.grid)
+    bundle, exposed = adopt_module(
+        module, facts, lambda written: module_of(written, target), options.models, options.name, options.grid
+    )
     return bundle, lines(exposed, facts, [], assumed)
 
 
-def reference_of(bundle: Bundle) -> Eager:
-    """The module, made by the same function, filled from the bundle. Raises BundleError where that cannot be done."""
+def reference_of(bundle: Bundle) -> OnnxGraph:
+    """The bundle's graph alone: a manifest may come from anybody, and the code that it names is not run."""
+    assert bundle.manifest.provenance.origin is not None
+    graph = OnnxGraph(bundle)
+    graph.said += (
+        f"; the module itself ({bundle.manifest.provenance.origin.name}) is asked where --from-torch names it, which "
+        "runs its code"
+    )
+    return graph
+
+
+def module_of(bundle: Bundle, target: str) -> Eager:
+    """The module that `target` makes, filled from the bundle. Raises BundleError where that cannot be done."""
     manifest = bundle.manifest
     assert manifest.provenance.origin is not None
-    target = manifest.provenance.origin.name
+    named = manifest.provenance.origin.name
     try:
         module = make(target)
         fill(module, {key: tensor for key, tensor in load_file(bundle.weights).items() if key in module.state_dict()},
@@ -72,7 +86,8 @@ def reference_of(bundle: Bundle) -> Eager:
             f"{manifest.id} is held to {target}, which cannot be made here: {error}; it is looked for from the working "
             "directory"
         ) from error
-    return Eager(f"{type(module).__name__} of {target} in eager PyTorch {torch.__version__}", bundle, module)
+    instead = "" if target == named else f", which the manifest calls {named},"
+    return Eager(f"{type(module).__name__} of {target}{instead} in eager PyTorch {torch.__version__}", bundle, module)
 
 
 def make(target: str) -> nn.Module:

@@ -38,13 +38,13 @@ Head = tuple[NDArray[np.float64], NDArray[np.float64]]
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]
 
 
-def verify(bundle: Bundle, data: Path | None) -> Bundle:
+def verify(bundle: Bundle, data: Path | None, function: str | None = None) -> Bundle:
     """Holds every promise of the bundle and writes what was measured, and golden.npz, into it.
 
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
-    for a net of our own). Raises BundleError naming what does not hold.
+    for a net of our own). `function` is as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    parity, golden = prove(bundle, reference_of(bundle), data)
+    parity, golden = prove(bundle, reference_of(bundle, function), data)
     return update_bundle(bundle, {"parity": parity.model_dump()}, {GOLDEN: golden})
 
 

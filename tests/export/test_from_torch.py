@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from export.from_torch import adopt
+from export.from_torch import adopt, make
 from export.runtime import open_graph
 from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
-from saccade.errors import BundleError
+from saccade.errors import BundleError, DataError
 from saccade.sources import add_arguments
 from tests.conftest import ROOT
 from tests.export import own_nets
@@ -273,6 +274,32 @@ def test_a_file_is_a_place_for_a_function_too(tmp_path: Path, monkeypatch: pytes
     assert open_bundle(tmp_path / "models" / "own" / "2").manifest.version == 2
 
 
+def test_a_file_is_imported_as_python_would(tmp_path: Path) -> None:
+    """With what stands beside it, at once or later, and dataclasses with annotations that are strings; sys.path and
+    sys.modules are afterwards as before where it fails.
+    """
+    (tmp_path / "beside_my_net.py").write_text("from torch import nn\n")
+    (tmp_path / "beside_it_later.py").write_text("WIDTH = 4\n")
+    (tmp_path / "my_net.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from beside_my_net import nn\n"
+        "@dataclass\n"
+        "class Sizes:\n"
+        "    width: int = 3\n"
+        "def net() -> nn.Module:\n"
+        "    from beside_it_later import WIDTH\n"
+        "    return nn.Linear(Sizes().width, WIDTH)\n"
+    )
+    before = list(sys.path)
+    assert isinstance(make(f"{tmp_path}/my_net.py:net"), nn.Linear)
+    (tmp_path / "half_a_net.py").write_text("import math\nmath.no_such\n")
+    with pytest.raises(DataError, match=r"half_a_net.py:net cannot be imported: AttributeError"):
+        make(f"{tmp_path}/half_a_net.py:net")
+    assert sys.path == before
+    assert "given_half_a_net" not in sys.modules
+
+
 def state_of(path: Path) -> dict[str, torch.Tensor]:
     """In memory: the file is written over."""
     return {key: tensor.clone() for key, tensor in load_file(path).items()}
@@ -304,6 +331,18 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "shape": (
         "cnn", edited(lambda state: state.update({"head.bias": torch.zeros(7)})), "head.bias is (7,), not (5,)"
+    ),
+    "NaN": (
+        "cnn", edited(lambda state: state["head.weight"].fill_(float("nan"))),
+        "weights.safetensors has weights that are no numbers: head.weight has 40 numbers that are NaN or infinite",
+    ),
+    "infinite": (
+        "cnn", edited(lambda state: state["head.weight"][0].fill_(float("-inf"))),
+        "head.weight has 8 numbers that are NaN or infinite",
+    ),
+    "whole numbers": (
+        "cnn", edited(lambda state: state.update({"head.weight": state["head.weight"].long()})),
+        "does not fit the module: head.weight is int64, not float32",
     ),
     "no file": ("cnn", lambda folder: (folder / "weights.safetensors").unlink(), "is not a whole safetensors file"),
     "labels": (

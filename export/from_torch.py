@@ -21,7 +21,7 @@ from torch import nn
 from export.adopt import Facts
 from export.eager import Eager
 from export.module import adopt_module
-from export.preparation import labels_of, preprocessing_of
+from export.preparation import distinct, labels_of, preprocessing_of
 from export.pretrained.checkpoint import State, read_weights, sha256
 from export.table import lines
 from export.timm_settings import with_settings_of
@@ -40,9 +40,10 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     weights: Path | None = options.weights
     if weights is None or options.labels is None:
         raise DataError("--from-torch needs --weights, a safetensors file, and --labels, a file with one a line")
-    labels = labels_of(options.labels)
+    labels, said = distinct(labels_of(options.labels))
+    state = read_weights((weights,))
     module = make(target)
-    fill(module, read_weights((weights,)), weights)
+    fill(module, state, weights)
     options = with_settings_of(module, options)
     if options.size is None:
         raise DataError(f"{target} does not say how large its pictures are: give --size HxW")
@@ -55,7 +56,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
     facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax")
     bundle, exposed = adopt_module(module, facts, reference_of, options.models, options.name, options.grid)
-    return bundle, lines(exposed, facts, [], assumed)
+    return bundle, lines(exposed, facts, said, assumed)
 
 
 def reference_of(bundle: Bundle) -> Eager:

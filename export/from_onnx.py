@@ -17,7 +17,7 @@ from export.graph.opset import check_opset
 from export.graph.prepare import logits_of, prepare
 from export.graph.read import external_files, read_model
 from export.names import LOGITS
-from export.preparation import from_metadata, labels_of, preprocessing_of
+from export.preparation import distinct, from_metadata, labels_of, preprocessing_of
 from export.reference import Limits, Outputs
 from export.runtime import PROVIDER, Answer, open_graph
 from export.table import lines
@@ -36,10 +36,12 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     labels = labels_of(options.labels) if options.labels is not None else from_metadata(model.metadata_props)
     if labels is None:
         raise DataError(f"{path} names no labels: give --labels, a file with one a line")
+    labels, said = distinct(labels)
     check_opset(model)
     check_operators(model)
-    said: list[str] = []
     logits, by_itself = logits_of(model, options.output, said)
+    if logits.shape is not None and len(logits.shape) == 2 and isinstance(logits.shape[1], int):
+        adoption.check_labels(labels, logits.shape[1])
     name = logits.name or ""
     source = _source(path, name, last=_channels_last(model))
     parameters = adoption.parameter_count(model)

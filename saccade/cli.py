@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from saccade import __version__, bulk
 from saccade.api import Answer, ClassifyOptions
-from saccade.bundle import find_bundles, open_bundle, resolve_bundle
+from saccade.bundle import check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.client import Client, Effort
 from saccade.errors import DataError, SaccadeError, SetupError
 from saccade.manifest import Manifest
@@ -78,6 +78,7 @@ def describe(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Turns a run, or a model from elsewhere, into the next version of a bundle, verified."""
     source = source_of(options)
+    check_place(options.models, options.name)
     if source == "run":
         (publishing,) = _needs("export", "export.publish")
         _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)

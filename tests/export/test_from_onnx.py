@@ -240,9 +240,11 @@ def test_channels_last_get_a_transpose(export: Callable[..., int], file: Path, t
     [
         json.dumps(LABELS),
         json.dumps({str(index): label for index, label in enumerate(LABELS)}),
+        "\ufeff" + "\r\n".join(LABELS),
+        "\ufeff" + json.dumps(LABELS),
         json.dumps({"model_type": "vit", "id2label": {str(index): label for index, label in enumerate(LABELS)}}),
     ],
-    ids=["list", "object", "configuration"],
+    ids=["list", "object", "lines of Windows", "list of Windows", "configuration"],
 )
 def test_labels_come_as_lines_or_json(
     export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, content: str
@@ -251,6 +253,17 @@ def test_labels_come_as_lines_or_json(
     labels.write_text(content)
     assert export(file) == 0
     assert taken(tmp_path).manifest.labels == LABELS
+
+
+def test_equal_labels_get_their_numbers(
+    export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ImageNet's two cranes: all of them, until they differ, and it is said."""
+    labels.write_text("crane\ncrane (2)\ncrane\ndog\ndog\n")
+    assert export(file) == 0
+    assert taken(tmp_path).manifest.labels == ("crane (0)", "crane (2) (1)", "crane (2) (2)", "dog (3)", "dog (4)")
+    said = capsys.readouterr().out
+    assert "equal labels got their numbers behind them: crane (0), crane (2), dog (3), dog (4)" in said
 
 
 def test_labels_in_the_graphs_metadata_need_no_file(export: Callable[..., int], file: Path, tmp_path: Path) -> None:
@@ -468,7 +481,6 @@ def test_options_that_do_not_fit_are_refused(
         ('{"0": "a", "2": "b"}', "holds no labels: its keys are not the numbers from 0 to 1"),
         ("[1, 2]", "it is neither a list of texts nor an object from index to text"),
         ("[", "holds no labels"),
-        ("a\na\nb\nc\nd\n", "labels must differ from each other"),
         (None, "could not read labels"),
     ],
 )
@@ -476,9 +488,18 @@ def test_labels_that_do_not_match_the_head_are_refused(
     export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, content: str | None, message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Their number, their form, their being different."""
+    """Their number and their form."""
     labels.unlink() if content is None else labels.write_text(content)
     assert message in refused(export, file, tmp_path, capsys)
+
+
+def test_labels_are_counted_before_anything_long(
+    export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a graph that says how many logits it has, before it is brought into our form, which this one cannot be."""
+    labels.write_text("one\ntwo\n")
+    path = changed(file, tmp_path / "bad.onnx", _integers)
+    assert "there are 2 labels and the model gives 5 logits" in refused(export, path, tmp_path, capsys)
 
 
 def test_a_graph_without_labels_asks_for_them(

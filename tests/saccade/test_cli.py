@@ -211,6 +211,14 @@ def test_classify_refuses_in_one_line(
         (("train", "cifar10-cct", "--out", "run"), "give --data DIR"),
         (("train", "cifar10-cct", "--out", "run", "--data", "absent"), "absent"),
         (("train", "cifar10-cct", "--out", "run", "--download"), "--download needs --data DIR"),
+        (
+            ("train", "digits-cct", "--out", "run", "--download"),
+            "--download fetches CIFAR-10; the recipe's data is digits",
+        ),
+        (
+            ("train", "digits-cct", "--out", "run", "--data", "d"),
+            "(digits) is part of scikit-learn: --data d would not",
+        ),
         (("export", "absent", "--name", "made", "--models", "models"), "absent"),
         (("verify", "absent", "--models", "models"), "no folder of models at models"),
         (("evaluate", "absent", "--models", "models"), "no folder of models at models"),

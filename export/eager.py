@@ -8,21 +8,20 @@ PyTorch is told to take its plain ones meanwhile.
 import copy
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.names import LOGITS
 from export.reference import Limits
+from export.softmaxes import Softmaxes, places_of
 from export.trace import plain_attention
+from saccade.bundle import Bundle
 from saccade.errors import BundleError
-from saccade.manifest import Manifest
-
-_SOFTMAX = (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default)
 
 
 class Logits(nn.Module):
@@ -62,12 +61,16 @@ class Eager:
 
     pictures = 32
 
-    def __init__(self, said: str, manifest: Manifest, model: nn.Module, **asked: Any) -> None:
+    def __init__(self, said: str, bundle: Bundle, model: nn.Module, **asked: Any) -> None:
         """`model` is asked as `model(pixels, **asked)`, in evaluation mode."""
         self.said = said
-        self._manifest = manifest
+        self._bundle = bundle
         self._model = model
         self._asked = asked
+        manifest = bundle.manifest
+        self._shapes: dict[str, tuple[int, ...]] = {layer.output: layer.shape for layer in manifest.attention}
+        if manifest.maps.pooling:
+            self._shapes[manifest.maps.pooling] = (manifest.attention[-1].tokens,)
 
     def arrays(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(n, 3, H, W) -> logits, attention and the weights of learned pooling, by output name, in their shapes.
@@ -82,8 +85,11 @@ class Eager:
     def limits(self, pixels: NDArray[np.float32]) -> Limits:
         """4 times as far as the model's own float32 is from its float64, where that is more than usual: sharp attention
         and large logits are rounded more roughly, here and in every engine.
+
+        Raises BundleError for a model that answers differently each time, which nothing can be held to.
         """
         usual, exact = Limits(), copy.deepcopy(self._model).double()
+        self._check_repeats(pixels[:CHUNK])
         logits, attention = usual
         for start in range(0, len(pixels), CHUNK):
             chunk = torch.from_numpy(pixels[start : start + CHUNK])
@@ -98,43 +104,44 @@ class Eager:
             attention = max(attention, *apart.values(), 0.0)
         return Limits(logits, attention)
 
-    def _run(self, model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        # Under inference mode PyTorch takes its kernels where no dispatch mode sees them.
-        with torch.inference_mode(False), torch.no_grad(), plain_attention(), _Softmaxes() as seen:
-            given = model(pixels, **self._asked)
-        for reported in getattr(given, "attentions", None) or ():
-            if not any(
-                one.shape == reported.shape and torch.equal(one.to(reported.dtype), reported) for one in seen.weights
-            ):
-                raise BundleError(f"{self.said} reports attention {tuple(reported.shape)} that no softmax of it gave")
-        return {LOGITS: logits_of(given), **self._weights(len(pixels), seen.weights)}
+    def _check_repeats(self, pixels: NDArray[np.float32]) -> None:
+        """PyTorch on a CPU does the same sums in the same order: there is no difference that would be allowed."""
+        first, second = self.arrays(pixels), self.arrays(pixels)
+        different = [name for name, array in first.items() if not np.array_equal(array, second[name], equal_nan=True)]
+        if different:
+            apart = max(float(np.abs(first[name] - second[name]).max()) for name in different)
+            raise BundleError(
+                f"{self.said} answers differently each time it is asked (dropout? random noise?): twice the same "
+                f"pictures, and {different[0]} is up to {apart:.3g} away"
+            )
 
-    def _weights(self, count: int, weights: list[Tensor]) -> dict[str, Tensor]:
-        """In the order in which they ran; batch and windows, or batch and heads, may be one axis in PyTorch."""
-        shapes = {layer.output: layer.shape for layer in self._manifest.attention}
-        if self._manifest.maps.pooling:
-            shapes[self._manifest.maps.pooling] = (self._manifest.attention[-1].tokens,)
-        left = iter(weights)
-        found: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            size, tail = count * math.prod(shape), shape[-2:]
-            tensor = next((one for one in left if one.numel() == size and one.shape[-len(tail) :] == tail), None)
-            if tensor is None:
-                seen = ", ".join(str(tuple(one.shape)) for one in weights) or "none"
-                raise BundleError(f"{self.said} has no softmax of {(count, *shape)} for {name}; it has {seen}")
+    def _run(self, model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+        given, ran = self._ask(model, pixels)
+        for reported in getattr(given, "attentions", None) or ():
+            if not any(one.shape == reported.shape and torch.equal(one.to(reported.dtype), reported) for one in ran):
+                raise BundleError(f"{self.said} reports attention {tuple(reported.shape)} that no softmax of it gave")
+        return {LOGITS: logits_of(given), **self._weights(len(pixels), ran)}
+
+    def _ask(self, model: nn.Module, pixels: Tensor) -> tuple[Any, list[Tensor]]:
+        """(what the model gives, its softmaxes in the order in which they ran)."""
+        # Under inference mode PyTorch takes its kernels where no dispatch mode sees them.
+        with torch.inference_mode(False), torch.no_grad(), plain_attention(), Softmaxes() as seen:
+            return model(pixels, **self._asked), seen.ran
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        spec = self._bundle.manifest.preprocessing
+        _, ran = self._ask(self._model, torch.zeros(1, 3, spec.height, spec.width))
+        return places_of(self._bundle, tuple(self._shapes), ran)
+
+    def _weights(self, count: int, ran: list[Tensor]) -> dict[str, Tensor]:
+        """By output; batch and windows, or batch and heads, may be one axis in PyTorch."""
+        found = {}
+        for name, shape in self._shapes.items():
+            tensor = ran[self._places[name]] if self._places[name] < len(ran) else torch.empty(0)
+            if tensor.numel() != count * math.prod(shape) or tensor.shape[-1] != shape[-1]:
+                raise BundleError(
+                    f"{self.said} has a softmax of {tuple(tensor.shape)} for {name}; it must be {(count, *shape)}"
+                )
             found[name] = tensor.reshape(count, *shape)
         return found
-
-
-class _Softmaxes(TorchDispatchMode):
-    """The results of all softmaxes in the order in which they run, the axis that sums to 1 being the last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _SOFTMAX and result.ndim >= 2:
-            self.weights.append(result.detach().movedim(args[1], -1))
-        return result

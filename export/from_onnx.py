@@ -19,7 +19,7 @@ from export.graph.read import external_files, read_model
 from export.names import LOGITS
 from export.preparation import from_metadata, labels_of, preprocessing_of
 from export.reference import Limits, Outputs
-from export.runtime import Answer, open_graph
+from export.runtime import PROVIDER, Answer, open_graph
 from export.table import lines
 from saccade.bundle import Bundle
 from saccade.errors import DataError
@@ -75,7 +75,9 @@ class OnnxGraph:
         return run_whole(self._bundle.graph, pixels, self._bundle.manifest.outputs)
 
     def limits(self, pixels: NDArray[np.float32]) -> Limits:  # noqa: ARG002 - there is no float64 to compare with
-        return Limits()
+        """As wide as the bundle's tolerance, which its source model had to allow."""
+        usual, promised = Limits(), self._bundle.manifest.tolerance.get(PROVIDER, {})
+        return Limits(*(max(getattr(usual, kind), promised.get(kind, 0.0)) for kind in usual._fields))
 
 
 class OnnxFile(OnnxGraph):

@@ -20,9 +20,10 @@ from torch import nn
 
 from export.adopt import Facts
 from export.eager import Eager
+from export.from_onnx import OnnxGraph
 from export.module import adopt_module
 from export.preparation import labels_of, preprocessing_of
-from export.pretrained.checkpoint import State, read_weights, sha256
+from export.pretrained.checkpoint import State, read_weights, sha256, unlike, widened
 from export.table import lines
 from export.timm_settings import with_settings_of
 from saccade.bundle import Bundle
@@ -54,15 +55,28 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     )
     origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
     facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax")
-    bundle, exposed = adopt_module(module, facts, reference_of, options.models, options.name, options.grid)
-    return bundle, lines(exposed, facts, [], assumed)
+    bundle, exposed = adopt_module(
+        module, facts, lambda written: module_of(written, target), options.models, options.name, options.grid
+    )
+    return bundle, lines(exposed, facts, widened((weights,)), assumed)
 
 
-def reference_of(bundle: Bundle) -> Eager:
-    """The module, made by the same function, filled from the bundle. Raises BundleError where that cannot be done."""
+def reference_of(bundle: Bundle) -> OnnxGraph:
+    """The bundle's graph alone: a manifest may come from anybody, and the code that it names is not run."""
+    assert bundle.manifest.provenance.origin is not None
+    graph = OnnxGraph(bundle)
+    graph.said += (
+        f"; the module itself ({bundle.manifest.provenance.origin.name}) is asked where --from-torch names it, which "
+        "runs its code"
+    )
+    return graph
+
+
+def module_of(bundle: Bundle, target: str) -> Eager:
+    """The module that `target` makes, filled from the bundle. Raises BundleError where that cannot be done."""
     manifest = bundle.manifest
     assert manifest.provenance.origin is not None
-    target = manifest.provenance.origin.name
+    named = manifest.provenance.origin.name
     try:
         module = make(target)
         fill(module, {key: tensor for key, tensor in load_file(bundle.weights).items() if key in module.state_dict()},
@@ -72,7 +86,8 @@ def reference_of(bundle: Bundle) -> Eager:
             f"{manifest.id} is held to {target}, which cannot be made here: {error}; it is looked for from the working "
             "directory"
         ) from error
-    return Eager(f"{type(module).__name__} of {target} in eager PyTorch {torch.__version__}", manifest, module)
+    instead = "" if target == named else f", which the manifest calls {named},"
+    return Eager(f"{type(module).__name__} of {target}{instead} in eager PyTorch {torch.__version__}", bundle, module)
 
 
 def make(target: str) -> nn.Module:
@@ -80,7 +95,7 @@ def make(target: str) -> nn.Module:
     place, _, function = target.rpartition(":")
     if not place or not function.isidentifier():
         raise DataError(f"{target!r} must be of the form module:function, or file.py:function")
-    with _working_directory_first():
+    with _found_first(Path.cwd(), *([Path(place).parent.resolve()] if place.endswith(".py") else [])):
         source = _import(place, target)
         found = getattr(source, function, None)
         if not callable(found):
@@ -95,7 +110,9 @@ def make(target: str) -> nn.Module:
 
 
 def fill(module: nn.Module, state: State, source: Path) -> None:
-    """Loads all parameters and buffers. Raises DataError naming what is missing, left over or of another shape."""
+    """Loads all parameters and buffers. Raises DataError naming what is missing, left over, or of another shape or
+    kind of number.
+    """
     own = module.state_dict(keep_vars=True)
     loaded = {own[key].data_ptr() for key in state if key in own}
     problems = [
@@ -109,6 +126,7 @@ def fill(module: nn.Module, state: State, source: Path) -> None:
         for key in state
         if key in own and state[key].shape != own[key].shape
     ]
+    problems += [f"{key} is {kind}" for key in state if key in own and (kind := unlike(state[key], own[key]))]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise DataError(f"{source} does not fit the module: {shown}")
@@ -122,12 +140,7 @@ def _import(place: str, target: str) -> ModuleType:
         path = Path(place)
         if not path.is_file():
             raise DataError(f"there is no file {place}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return _run(path)
     except DataError:
         raise
     except ModuleNotFoundError as error:
@@ -136,11 +149,25 @@ def _import(place: str, target: str) -> ModuleType:
         raise DataError(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def _run(path: Path) -> ModuleType:
+    """A file as a module, known to Python as one, which dataclasses ask for; the prefix hides none of the same name."""
+    spec = importlib.util.spec_from_file_location(f"given_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
 @contextmanager
-def _working_directory_first() -> Iterator[None]:
-    """As `python -m` has it, which a command that is installed has not."""
+def _found_first(*folders: Path) -> Iterator[None]:
+    """The working directory as `python -m` has it, which a command that is installed has not, and a file's folder."""
     before = list(sys.path)
-    sys.path.insert(0, os.fspath(Path.cwd()))
+    sys.path[:0] = map(os.fspath, folders)
     importlib.invalidate_caches()
     try:
         yield

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 from export.adopt import Facts
 from export.eager import Eager
 from export.module import adopt_module
-from export.pretrained.checkpoint import Checkpoint, labels_of, model_of, read_checkpoint, read_weights, scores_of
+from export.pretrained.checkpoint import (
+    Checkpoint,
+    labels_of,
+    model_of,
+    read_checkpoint,
+    read_weights,
+    scores_of,
+    widened,
+)
 from export.pretrained.hub import find
 from export.pretrained.preprocessing import preprocessing_of, processor_of
 from export.table import lines
@@ -44,7 +52,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     )
     facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()})
     bundle, exposed = adopt_module(model, facts, reference_of, options.models, options.name)
-    return bundle, lines(exposed, facts, list(_said(checkpoint, labels)), [])
+    return bundle, lines(exposed, facts, [*_said(checkpoint, labels), *widened(checkpoint.weights)], [])
 
 
 def reference_of(bundle: Bundle) -> Eager:
@@ -56,7 +64,7 @@ def reference_of(bundle: Bundle) -> Eager:
     except DataError as error:
         raise BundleError(f"{manifest.id}: the model cannot be rebuilt from the bundle: {error}") from error
     said = f"{type(model).__name__} of transformers {_version()} in eager PyTorch"
-    return Eager(said, manifest, model, output_attentions=True)
+    return Eager(said, bundle, model, output_attentions=True)
 
 
 def _version() -> str:

@@ -11,6 +11,7 @@ from export.adopt import Facts, adopt
 from export.eager import Logits
 from export.graph.batch import open_batch
 from export.graph.expose import Exposed, expose
+from export.graph.prepare import logits_of
 from export.names import LOGITS
 from export.reference import Reference
 from export.trace import name_after_modules, simplify, trace
@@ -45,6 +46,7 @@ def adopt_module(
         ) from error
     name_after_modules(graph)
     _unwrap(graph)
+    _check_logits(graph, facts.origin.name)
     exposed = expose(graph, size, grid=grid)
     parameters = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
     return adopt(graph, exposed, facts, reference, models, name, parameters), exposed
@@ -62,6 +64,14 @@ def _traced(module: nn.Module, size: tuple[int, int]) -> ir.Model:
         open_batch(graph, size)
     simplify(graph)
     return graph
+
+
+def _check_logits(graph: ir.Model, source: str) -> None:
+    """What the module gives is compared with the bundle's logits, so it must be them. Raises DataError."""
+    said: list[str] = []
+    logits_of(graph, LOGITS, said)
+    if said:
+        raise DataError(f"{source} must give its logits, and no probabilities: {said[0]}")
 
 
 def _unwrap(graph: ir.Model) -> None:

@@ -11,7 +11,7 @@ from export.convert import Exported
 from export.nets import Net, build
 from export.recipe import recipe_of
 from saccade.bundle import Bundle
-from saccade.errors import BundleError
+from saccade.errors import BundleError, DataError
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -59,13 +59,20 @@ class RecipeNet:
         return Limits()
 
 
-def reference_of(bundle: Bundle) -> Reference:
-    """The source model, by where the bundle says that it comes from. Raises BundleError where it cannot be had."""
+def reference_of(bundle: Bundle, function: str | None = None) -> Reference:
+    """The source model, by where the bundle says that it comes from. Raises BundleError where it cannot be had.
+
+    `function` makes a module of PyTorch; the code that a manifest names is never run because it is named there. Raises
+    DataError where it is given and the bundle is of none.
+    """
     origin = bundle.manifest.provenance.origin
+    if function is not None and (origin is None or origin.kind != "torch"):
+        kind = "a run" if origin is None else origin.kind
+        raise DataError(f"--from-torch says nothing of {bundle.manifest.id}, which comes from {kind}")
     if origin is None:
         return RecipeNet(bundle)
     source = importlib.import_module(f"export.from_{origin.kind}")
-    reference: Reference = source.reference_of(bundle)
+    reference: Reference = source.reference_of(bundle) if function is None else source.module_of(bundle, function)
     return reference
 
 

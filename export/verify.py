@@ -29,17 +29,22 @@ CHUNK = 16
 """Pictures whose outputs are held at a time: the attention of one through a ViT-B has 22 MB."""
 MADE_SEED = 11
 
+WIDEST = Limits(logits=1e-4, attention=1e-3)
+"""Of limits that are wider than usual; of logits beyond 1 a share of the largest. 1e-4 of it are 800 roundings of
+float32, more than any depth of layers adds up to, and 1e-3 of attention is not to be seen in a map.
+"""
+
 Head = tuple[NDArray[np.float64], NDArray[np.float64]]
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]
 
 
-def verify(bundle: Bundle, data: Path | None) -> Bundle:
+def verify(bundle: Bundle, data: Path | None, function: str | None = None) -> Bundle:
     """Holds every promise of the bundle and writes what was measured, and golden.npz, into it.
 
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
-    for a net of our own). Raises BundleError naming what does not hold.
+    for a net of our own). `function` is as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    parity, golden = prove(bundle, reference_of(bundle), data)
+    parity, golden = prove(bundle, reference_of(bundle, function), data)
     return update_bundle(bundle, {"parity": parity.model_dump()}, {GOLDEN: golden})
 
 
@@ -63,6 +68,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         raise BundleError(f"{manifest.id}: the graph has the outputs {', '.join(given)}; the manifest says {promised}")
     answer = open_graph(bundle.graph, only=manifest.outputs)
     head, limits = _head(bundle), reference.limits(pixels)
+    highest = 0.0
     largest: dict[str, float] = {}
     allowed: dict[str, float] = {}
 
@@ -76,6 +82,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         expected, alone = reference.arrays(chunk), _run(answer, chunk, 1)
         _check_shapes(manifest, len(chunk), alone, "the graph")
         _check_shapes(manifest, len(chunk), expected, reference.said)
+        highest = max(highest, float(np.abs(expected[LOGITS]).max()))
         for size in BATCHES:
             seen = alone if size == 1 else _run(answer, chunk, size)
             check("logits", seen[LOGITS] - expected[LOGITS], limits.logits)
@@ -85,11 +92,25 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
                 check("attention rows sum to 1", seen[layer.output].sum(-1, dtype=np.float64) - 1, 1e-5)
                 check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], limits.attention)
             _check_maps(manifest, seen, expected, head, limits, check)
+    _check_limits(manifest, limits, highest)
     checks = {name: Measured(largest=largest[name], allowed=allowed[name]) for name in largest}
     source = f"{origin}, against {reference.said}"
     return Parity(
         pictures=len(pixels), source=source, batches=BATCHES, provider=PROVIDER, checks=checks, versions=versions()
     )
+
+
+def _check_limits(manifest: Manifest, limits: Limits, highest: float) -> None:
+    """Parity that allows more than WIDEST would show little. Raises BundleError."""
+    for kind, limit, at_most in (
+        ("logits", limits.logits, WIDEST.logits * max(1.0, highest)),
+        ("attention", limits.attention, WIDEST.attention),
+    ):
+        if not limit <= at_most:
+            raise BundleError(
+                f"float32 rounds the {kind} of {manifest.id} so roughly that {limit:.3g} would be allowed; it may be "
+                f"{at_most:.3g} at most"
+            )
 
 
 def _check_shapes(manifest: Manifest, count: int, outputs: Outputs, source: str) -> None:

@@ -57,12 +57,15 @@ def open_bundle(folder: Path) -> Bundle:
     missing = [name for name in FILES if name not in manifest.files]
     if missing:
         raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
-    listed = {MANIFEST, *manifest.files}
+    strange = sorted(repr(name) for name in manifest.files if name not in FILES)
+    if strange:
+        raise BundleError(f"{folder / MANIFEST} lists {', '.join(strange)}, which is no part of a bundle")
+    listed = {MANIFEST, *FILES}
     unlisted = {path.name for path in folder.iterdir()} - listed - {_part(name) for name in listed}
     if unlisted:  # a graph could read them, and nobody would have checked them
         raise BundleError(f"{folder} holds files that its manifest does not list: {', '.join(sorted(unlisted))}")
     for name, entry in manifest.files.items():
-        _check_file(folder, name, entry)
+        _check_file(folder / name, entry)
     return Bundle(folder, manifest)
 
 
@@ -175,10 +178,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} is not JSON: {error}") from error
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    if Path(name).name != name or "\0" in name:
-        raise BundleError(f"{folder / MANIFEST} lists {name!r}, which is not in the folder")
-    path = folder / name
+def _check_file(path: Path, entry: FileEntry) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

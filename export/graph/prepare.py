@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.finite import check_finite
 from export.graph.adder import Adder
 from export.graph.batch import open_batch
 from export.graph.decompose import decompose
@@ -26,7 +27,7 @@ def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tu
     common.InlinePass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _check_types(model)
+    _check_weights(model)
     model = convert_opset(model)
     size = _input(model, size, said)
     undone = decompose(model, size)
@@ -56,11 +57,19 @@ def logits_of(model: ir.Model, output: str | None, said: list[str]) -> tuple[ir.
     return node.inputs[0], node.op_type == "Sigmoid"
 
 
-def _check_types(model: ir.Model) -> None:
+def _check_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype in _CODES and value.const_value.size > 1:
             kind = value.const_value.dtype.name.lower()
             raise DataError(f"the weight {value.name} is {kind}; the graph must compute in float32: export it so")
+    check_finite(
+        "the graph",
+        (
+            (name, value.const_value.numpy())
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None and value.const_value.size > 1  # a single one may be a bound: none
+        ),
+    )
 
 
 def _input(model: ir.Model, size: tuple[int, int] | None, said: list[str]) -> tuple[int, int]:

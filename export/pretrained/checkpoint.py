@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from export.finite import check_finite
 from export.pretrained.library import transformers
 from export.pretrained.preprocessing import FILES as PROCESSOR_FILES
 from saccade.errors import DataError
@@ -43,6 +44,9 @@ ARCHITECTURES = (
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 State = dict[str, Tensor]
+
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F64": "float64", "F8_E4M3": "float8", "F8_E5M2": "float8"}
+"""As safetensors calls them, but for float32."""
 
 
 class Checkpoint(NamedTuple):
@@ -121,17 +125,39 @@ def scores_of(configuration: Mapping[str, Any], count: int) -> Literal["softmax"
 
 
 def read_weights(paths: tuple[Path, ...]) -> State:
-    """All tensors by the names in the files, as float32 where they are floating. Raises DataError."""
+    """All tensors by the names in the files, as float32 where they are floating; none has NaN. Raises DataError."""
     state: State = {}
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    tensor = file.get_tensor(name)
-                    state[name] = tensor.float() if tensor.is_floating_point() else tensor
+                given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path} is {_instead_of_safetensors(path)}: {error}") from error
+        plain = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+        check_finite(path, ((name, tensor.numpy()) for name, tensor in plain.items()))
+        state |= plain
     return state
+
+
+def widened(paths: tuple[Path, ...]) -> list[str]:
+    """A sentence about weights in other precisions than float32, which `read_weights` widens (or rounds, float64)."""
+    kinds = set()
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    others = sorted(_FLOATS[kind] for kind in kinds & _FLOATS.keys())
+    return [f"weights that are stored as {', '.join(others)} are float32 in the bundle"] if others else []
+
+
+def unlike(given: Tensor, own: Tensor) -> str | None:
+    """Why a parameter cannot take a tensor of another kind of number; None: it can."""
+    if given.is_floating_point() == own.is_floating_point() and given.is_complex() == own.is_complex():
+        return None
+    return f"{_kind(given)}, not {_kind(own)}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _instead_of_safetensors(path: Path) -> str:
@@ -163,7 +189,9 @@ def model_of(configuration: Mapping[str, Any], state: State) -> nn.Module:
             raise DataError(
                 f"transformers cannot build a {model_class.__name__} of {CONFIGURATION}: {reason}"
             ) from error
+    own = model.state_dict()
     mismatched = [f"{name} is {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in seen["mismatched_keys"]]
+    mismatched += [f"{key} is {kind}" for key in state if key in own and (kind := unlike(state[key], own[key]))]
     problems = mismatched + [f"{name} is missing" for name in sorted(seen["missing_keys"])]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

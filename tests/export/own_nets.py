@@ -62,6 +62,13 @@ class Encoder(nn.Module):
         return self.head(x.mean(1)), x
 
 
+class First(nn.Module):
+    """Of a tuple."""
+
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        return given[0]
+
+
 class Cross(nn.Module):
     """2 x 3 large patches attend to 4 x 6 small ones: no attention of one grid to itself."""
 
@@ -74,6 +81,63 @@ class Cross(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         large, small = (one(x).flatten(2).transpose(1, 2) for one in (self.large, self.small))
         return self.head(self.across(large, self.self_attention(small), small)[0].mean(1))
+
+
+class MixedHeads(Block):
+    """The heads are mixed behind the softmax: attention that is not given."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 2, True)
+        self.mix = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).reshape(*x.shape[:2], 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = self.mix((q @ k.mT).softmax(-1).transpose(1, -1)).transpose(1, -1)
+        return x + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class MixedFirst(nn.Module):
+    """A block that mixes its heads before one that does not, of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.Sequential(MixedHeads(), Block(16, 2, False))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class QueriesFirst(nn.Module):
+    """24 learned queries attend to 24 patches, and two blocks follow whose weights have the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.queries, self.ask = nn.Parameter(torch.randn(1, 24, 16)), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.blocks = nn.Sequential(Block(16, 2, True), Block(16, 2, False))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        asked, _ = self.ask(self.queries.expand_as(x), x, x, need_weights=False)
+        return self.head(self.blocks(x).mean(1) + asked.mean(1))
+
+
+class Noisy(Vit):
+    """Dropout that stays on: a Python constant where `self.training` was meant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x)["logits"], 0.5, training=True)
+
+
+class Rough(Vit):
+    """Leaves of its logits what float32 rounds away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)["logits"]
+        return (logits + 1e5) - 1e5
 
 
 class Answer(NamedTuple):
@@ -108,6 +172,34 @@ def encoder() -> nn.Module:
 
 def cross() -> nn.Module:
     return Cross()
+
+
+def mixed_first() -> nn.Module:
+    return MixedFirst()
+
+
+def queries_first() -> nn.Module:
+    return QueriesFirst()
+
+
+def noisy() -> nn.Module:
+    return Noisy()
+
+
+def rough() -> nn.Module:
+    return Rough()
+
+
+def ends_in_softmax() -> nn.Module:
+    return nn.Sequential(Encoder(), First(), nn.Softmax(-1))
+
+
+def ends_in_log_softmax() -> nn.Module:
+    return nn.Sequential(Encoder(), First(), nn.LogSoftmax(-1))
+
+
+def ends_in_sigmoid() -> nn.Module:
+    return nn.Sequential(Encoder(), First(), nn.Sigmoid())
 
 
 def cnn() -> nn.Module:

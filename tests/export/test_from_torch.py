@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from export.from_torch import adopt
+from export.from_torch import adopt, make
 from export.runtime import open_graph
 from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
-from saccade.errors import BundleError
+from saccade.errors import BundleError, DataError
 from saccade.sources import add_arguments
 from tests.conftest import ROOT
 from tests.export import own_nets
@@ -133,6 +134,45 @@ def test_sharp_attention_may_be_as_far_away_as_float32_is(tmp_path: Path) -> Non
     assert bundle.manifest.tolerance["CUDAExecutionProvider"]["attention"] == pytest.approx(10 * check.allowed)
 
 
+def test_large_logits_may_be_a_ten_thousandth_of_themselves_away_and_no_more(tmp_path: Path) -> None:
+    """What float32 rounds in a head of 1e4 is allowed; a net that leaves little but roundings is refused in numbers."""
+    module, _ = saved("encoder", tmp_path)
+    with torch.no_grad():
+        made: Any = module
+        made.head.weight.mul_(1e4)
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    bundle, _ = exported("encoder", tmp_path)
+    assert bundle.manifest.parity is not None
+    with torch.no_grad():
+        largest = float(module(answers(bundle)[0])[0].abs().max())
+    assert 1e-4 < bundle.manifest.parity.checks["logits"].allowed <= 1e-4 * 2 * largest
+    saved("rough", tmp_path)
+    with pytest.raises(
+        BundleError, match=r"float32 rounds the logits of own@2 so roughly that [0-9.e+-]+ would be allowed; .* at most"
+    ):
+        exported("rough", tmp_path)
+    assert not (tmp_path / "models" / "own" / "2").exists()
+
+
+@pytest.mark.parametrize(("function", "given"), [("mixed_first", 1), ("queries_first", 2)])
+def test_attention_that_is_not_given_takes_the_place_of_none_that_is(function: str, given: int, tmp_path: Path) -> None:
+    """Weights of the same shape before those that are given: each output is held to the softmax of its own layer."""
+    module, _ = saved(function, tmp_path)
+    bundle, _ = exported(function, tmp_path)
+    assert len(bundle.manifest.attention) == given
+    made: Any = module.double()
+    pixels, seen = answers(bundle)
+    with torch.no_grad():
+        x = made.patches(pixels.double()).flatten(2).transpose(1, 2)
+        for index, block in enumerate(made.blocks, given - len(made.blocks)):
+            if index >= 0:
+                q, k, _ = block.qkv(block.norm(x)).chunk(3, -1)
+                q, k = (one.unflatten(-1, (2, 8)).transpose(1, 2) for one in (q, k))
+                expected = torch.softmax(q @ k.mT / 8**0.5, -1).numpy()
+                assert np.abs(seen[f"attention_{index:02d}"] - expected).max() <= 1e-5
+            x = block(x)
+
+
 def test_attention_that_cannot_be_given_is_said_by_its_name(tmp_path: Path) -> None:
     """6 large patches attend to 24 small ones: in the table with the reason; the rest is given."""
     module, _ = saved("cross", tmp_path)
@@ -183,19 +223,43 @@ def test_a_module_of_timm_says_itself_how_its_pictures_are_prepared(tmp_path: Pa
     assert "ImageNet" not in said or "channels RGB" in said
 
 
-def test_a_bundle_is_verified_where_its_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_is_verified_where_its_function_is_named_and_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The module is made anew and filled from the bundle; elsewhere the error says what is looked for."""
     saved("cnn", tmp_path)
     bundle, _ = exported("cnn", tmp_path)
-    assert verify(open_bundle(bundle.folder), None).manifest == bundle.manifest
-    origin = bundle.manifest.provenance.origin
-    assert origin is not None
-    assert (origin.kind, origin.name) == ("torch", "tests.export.own_nets:cnn")
-    renamed = origin.model_copy(update={"name": "mynet:make"})
-    provenance = bundle.manifest.provenance.model_copy(update={"origin": renamed})
-    moved = Bundle(bundle.folder, bundle.manifest.model_copy(update={"provenance": provenance}))
-    with pytest.raises(BundleError, match=r"held to mynet:make, which cannot be made here: .* no module named mynet"):
-        verify(moved, None)
+    function = "tests.export.own_nets:cnn"
+    assert verify(open_bundle(bundle.folder), None, function).manifest == bundle.manifest
+    assert main(["verify", str(bundle.folder), "--from-torch", "mynet:make"]) == 2
+    assert "held to mynet:make, which cannot be made here: " in capsys.readouterr().err
+    moved = f"{ROOT / 'tests/export/own_nets.py'}:cnn"
+    assert main(["verify", str(bundle.folder), "--from-torch", moved]) == 0
+    assert f"Cnn of {moved}, which the manifest calls {function}, in eager" in capsys.readouterr().out
+
+
+def test_verifying_runs_no_code_that_a_manifest_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --from-torch somebody else's bundle is held to its own graph by another evaluator, and says so; sharp
+    attention is allowed what its tolerance allows.
+    """
+    saved("vit_by_hand", tmp_path, noise=1.0)
+    bundle, _ = exported("vit_by_hand", tmp_path)
+    (tmp_path / "evil.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\ndef make(): Path('ran').touch()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("evil:make", "evil.py:make"):
+        manifest = bundle.folder / "manifest.json"
+        content = json.loads(manifest.read_text())
+        content["provenance"]["origin"]["name"] = name
+        manifest.write_text(json.dumps(content))
+        assert main(["verify", str(bundle.folder)]) == 0
+        said = capsys.readouterr().out
+        assert "16 made pictures, seed 11, against onnx's own evaluator on the bundle's graph" in said
+        assert f"the module itself ({name}) is asked where --from-torch names it, which runs its code" in said
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_is_a_place_for_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +272,32 @@ def test_a_file_is_a_place_for_a_function_too(tmp_path: Path, monkeypatch: pytes
     assert main(command) == 0
     assert main(["export", "--from-torch", str(tmp_path / "my_own_net.py:cnn"), *words("cnn", tmp_path)[2:]]) == 0
     assert open_bundle(tmp_path / "models" / "own" / "2").manifest.version == 2
+
+
+def test_a_file_is_imported_as_python_would(tmp_path: Path) -> None:
+    """With what stands beside it, at once or later, and dataclasses with annotations that are strings; sys.path and
+    sys.modules are afterwards as before where it fails.
+    """
+    (tmp_path / "beside_my_net.py").write_text("from torch import nn\n")
+    (tmp_path / "beside_it_later.py").write_text("WIDTH = 4\n")
+    (tmp_path / "my_net.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from beside_my_net import nn\n"
+        "@dataclass\n"
+        "class Sizes:\n"
+        "    width: int = 3\n"
+        "def net() -> nn.Module:\n"
+        "    from beside_it_later import WIDTH\n"
+        "    return nn.Linear(Sizes().width, WIDTH)\n"
+    )
+    before = list(sys.path)
+    assert isinstance(make(f"{tmp_path}/my_net.py:net"), nn.Linear)
+    (tmp_path / "half_a_net.py").write_text("import math\nmath.no_such\n")
+    with pytest.raises(DataError, match=r"half_a_net.py:net cannot be imported: AttributeError"):
+        make(f"{tmp_path}/half_a_net.py:net")
+    assert sys.path == before
+    assert "given_half_a_net" not in sys.modules
 
 
 def state_of(path: Path) -> dict[str, torch.Tensor]:
@@ -242,6 +332,18 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "shape": (
         "cnn", edited(lambda state: state.update({"head.bias": torch.zeros(7)})), "head.bias is (7,), not (5,)"
     ),
+    "NaN": (
+        "cnn", edited(lambda state: state["head.weight"].fill_(float("nan"))),
+        "weights.safetensors has weights that are no numbers: head.weight has 40 numbers that are NaN or infinite",
+    ),
+    "infinite": (
+        "cnn", edited(lambda state: state["head.weight"][0].fill_(float("-inf"))),
+        "head.weight has 8 numbers that are NaN or infinite",
+    ),
+    "whole numbers": (
+        "cnn", edited(lambda state: state.update({"head.weight": state["head.weight"].long()})),
+        "does not fit the module: head.weight is int64, not float32",
+    ),
     "no file": ("cnn", lambda folder: (folder / "weights.safetensors").unlink(), "is not a whole safetensors file"),
     "labels": (
         "cnn", lambda folder: (folder / "labels.txt").write_text("a\nb"), "there are 2 labels and the model gives 5"
@@ -250,8 +352,16 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "function raises": ("raises", keep, "raises() failed with OSError: no such checkpoint"),
     "no module": ("nothing", keep, "must give a torch.nn.Module, not a NoneType"),
     "no logits": ("features", keep, "must give logits (batch, classes), alone or as `logits` or first"),
+    "dropout left on": ("noisy", keep, "answers differently each time it is asked (dropout? random noise?)"),
+    "softmax": ("ends_in_softmax", keep, "must give its logits, and no probabilities: the output logits is a Softmax"),
+    "log softmax": ("ends_in_log_softmax", keep, "the output logits is a LogSoftmax"),
+    "sigmoid": ("ends_in_sigmoid", keep, "the output logits is a Sigmoid"),
     "control flow": ("data_dependent", keep, "cannot be exported for pictures of 32 x 48"),
 }  # fmt: skip
+
+
+MODULES = ("no logits", "control flow", "dropout left on", "softmax", "log softmax", "sigmoid")
+"""Of BROKEN, those whose module it is that does not fit, and no file."""
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -259,7 +369,7 @@ def test_what_does_not_fit_is_said_in_one_line_and_leaves_nothing(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function, damage, message = BROKEN[what]
-    saved(function if what in ("no logits", "control flow") else "cnn", tmp_path)
+    saved(function if what in MODULES else "cnn", tmp_path)
     damage(tmp_path)
     assert main(["export", *words(function, tmp_path)]) == 2
     error = capsys.readouterr().err

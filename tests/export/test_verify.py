@@ -148,6 +148,14 @@ def test_a_full_disk_while_verifying_leaves_the_bundle_as_it_was(copy: Callable[
     assert contents(bundle.folder) == before
 
 
+def test_a_function_is_asked_for_modules_alone(
+    copy: Callable[[str], Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A net of our own is not held to anybody's code."""
+    assert main(["verify", str(copy("tiny-vit").folder), "--from-torch", "os:getcwd"]) == 2
+    assert "--from-torch says nothing of tiny-vit@1, which comes from a run" in capsys.readouterr().err
+
+
 def test_the_command_verifies_by_path(copy: Callable[[str], Bundle], capsys: pytest.CaptureFixture[str]) -> None:
     """`saccade verify models/N/V` prints each promise with what was measured and what is allowed."""
     assert main(["verify", str(copy("tiny-vit").folder)]) == 0

@@ -230,17 +230,24 @@ DAMAGES: list[tuple[Callable[[Bundle], object], tuple[str, ...]]] = [
     *(
         (
             lambda it, name=name: edit(it, lambda m: m["files"].update({name: {"sha256": "0" * 64, "bytes": 0}})),
-            ("lists", name, "not in the folder"),
+            ("lists", name, "no part of a bundle"),
         )
         for name in ("../x", "/etc/passwd", "a/b", "./model.onnx", "../1/model.onnx")
     ),
     *(
         (lambda it, name=name: edit(it, lambda m: m["files"].update({name: {"sha256": "0" * 64, "bytes": 0}})), (name,))
-        for name in ("..", "", "absent.bin")
+        for name in ("..", "", "absent.bin", "manifest.json")
     ),
     (
         lambda it: edit(it, lambda m: m["files"].update({"a\0b": {"sha256": "0" * 64, "bytes": 0}})),
-        ("not in the folder",),
+        ("no part of a bundle",),
+    ),
+    (
+        lambda it: (
+            (it.folder / "more.bin").touch(),
+            edit(it, lambda m: m["files"].update({"more.bin": {"sha256": sha256(b""), "bytes": 0}})),
+        ),
+        ("lists 'more.bin', which is no part of a bundle",),
     ),
     (lambda it: (it.folder / "extra.bin").write_bytes(b"weights from elsewhere"), ("does not list", "extra.bin")),
     (lambda it: ((it.folder / "sub").mkdir(), (it.folder / "sub/w.bin").write_bytes(b"w")), ("does not list", "sub")),

@@ -63,6 +63,18 @@ def test_a_checkpoint_in_several_files_is_read(tmp_path: Path) -> None:
     assert all(torch.equal(weights[key], tensor) for key, tensor in made.state_dict().items())
 
 
+def test_half_precision_is_widened_and_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """float16 and bfloat16 to the bit, as float32."""
+    state = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(checkpoint / "model.safetensors").items()}
+    save_file({**state, "classifier.bias": state["classifier.bias"].half()}, checkpoint / "model.safetensors")
+    assert export(checkpoint, models=tmp_path / "models") == 0
+    assert "weights that are stored as bfloat16, float16 are float32 in the bundle" in capsys.readouterr().out
+    weights = load_file(open_bundle(tmp_path / "models" / "it" / "1").weights)
+    assert torch.equal(weights["classifier.weight"], state["classifier.weight"].float())
+
+
 def only_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -92,6 +104,14 @@ def without(*keys: str) -> Callable[[Path], None]:
     return drop
 
 
+def edited(key: str, edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        state = {key: tensor.clone() for key, tensor in load_file(folder / "model.safetensors").items()}
+        save_file({**state, key: edit(state[key])}, folder / "model.safetensors")
+
+    return act
+
+
 def configured(**fields: Any) -> Callable[[Path], None]:
     return lambda folder: change(folder / "config.json", **fields)
 
@@ -111,6 +131,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (cut, r"model\.safetensors is not a whole safetensors file"),
     "a path that leaves the folder": (outside, r"names '\.\./elsewhere\.safetensors', which is not in the folder"),
     "a missing tensor": (without("classifier.bias"), r"not those of a ViTForImage.*: classifier\.bias is missing"),
+    "NaN": (
+        edited("classifier.weight", lambda it: it.fill_(float("nan"))),
+        r"model\.safetensors has weights that are no numbers: classifier\.weight has 160 numbers that are NaN or inf",
+    ),
+    "whole numbers": (edited("classifier.bias", torch.Tensor.long), r"classifier\.bias is int64, not float32"),
     "another width": (configured(hidden_size=48), r"not those of a ViTForImageC.*: .* is \(.*\), not \(.*\)"),
     "nonsense": (configured(hidden_size="wide"), r"cannot build a ViTForImageClassification of config\.json"),
     "a regression": (configured(problem_type="regression"), "problem_type regression: it is no classifier"),

@@ -244,6 +244,14 @@ def test_an_export_that_could_not_be_written_is_refused_before_it_begins(
         (("train", "cifar10-cct", "--out", "run"), "give --data DIR"),
         (("train", "cifar10-cct", "--out", "run", "--data", "absent"), "absent"),
         (("train", "cifar10-cct", "--out", "run", "--download"), "--download needs --data DIR"),
+        (
+            ("train", "digits-cct", "--out", "run", "--download"),
+            "--download fetches CIFAR-10; the recipe's data is digits",
+        ),
+        (
+            ("train", "digits-cct", "--out", "run", "--data", "d"),
+            "(digits) is part of scikit-learn: --data d would not",
+        ),
         (("export", "absent", "--name", "made", "--models", "models"), "absent"),
         (
             ("export", "--from-transformers", "./absent", "--grid", "4x6", "--name", "made"),

@@ -1,6 +1,7 @@
 """The source model that a bundle is held to: what it answers for pictures, by the names of the bundle's outputs."""
 
 import importlib
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from export.convert import Exported
 from export.nets import Net, build
 from export.recipe import recipe_of
 from saccade.bundle import Bundle
-from saccade.errors import BundleError
+from saccade.errors import BundleError, DataError
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -59,13 +60,18 @@ class RecipeNet:
         return Limits()
 
 
-def reference_of(bundle: Bundle) -> Reference:
-    """The source model, by where the bundle says that it comes from. Raises BundleError where it cannot be had."""
+def reference_of(bundle: Bundle, file: Path | None = None) -> Reference:
+    """The source model, by where the bundle says that it comes from; `file` is the ONNX file, where it is at hand.
+
+    Raises BundleError where it cannot be had, DataError where the bundle was taken from no ONNX file, or from another.
+    """
     origin = bundle.manifest.provenance.origin
+    if file is not None and (origin is None or origin.kind != "onnx"):
+        raise DataError(f"{bundle.manifest.id} was not taken from an ONNX file; --from-onnx says nothing of it")
     if origin is None:
         return RecipeNet(bundle)
     source = importlib.import_module(f"export.from_{origin.kind}")
-    reference: Reference = source.reference_of(bundle)
+    reference: Reference = source.reference_of(bundle) if file is None else source.reference_of(bundle, file)
     return reference
 
 

@@ -91,7 +91,8 @@ def export(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Holds a bundle to its promises and writes what was measured into it."""
     (verification,) = _needs("export", "export.verify")
-    _report(verification.verify(open_bundle(resolve_bundle(options.models, options.bundle)), options.data).manifest)
+    bundle = open_bundle(resolve_bundle(options.models, options.bundle))
+    _report(verification.verify(bundle, options.data, options.from_onnx).manifest)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -188,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")
     one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     one.add_argument("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
+    one.add_argument(
+        "--from-onnx", type=Path, metavar="FILE", help="hold a bundle to the ONNX file that it is taken from"
+    )
 
     one = command("evaluate", evaluate)
     one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")

@@ -66,10 +66,16 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
     location = said.get("location", "")
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive
     file = path.parent / location
+    link = DataError(f"{path}: the tensor {tensor.name!r} is in {location}, and it is a link: copy the file itself "
+                     "beside the graph")  # fmt: skip
+    if any(one.is_symlink() for one in (file, *file.parents) if path.parent in one.parents):
+        raise link
     if not location or absolute or not file.resolve().is_relative_to(path.parent.resolve()):
         raise DataError(f"{path}: the tensor {tensor.name!r} is at {location!r}, which is out of the model's folder")
     if not file.is_file():
         raise DataError(f"{path}: the tensor {tensor.name!r} is in {location}, and there is no such file beside it")
+    if file.stat().st_nlink > 1:  # as readers of ONNX have it: a second name may be out of the folder
+        raise link
     try:
         offset, length = int(said.get("offset", 0)), int(said.get("length", 0))
     except ValueError as error:

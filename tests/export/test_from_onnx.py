@@ -306,7 +306,9 @@ def test_a_file_that_is_no_model_is_refused(
         ("../outside.bin", "is at '../outside.bin', which is out of the model's folder"),
         ("/etc/hostname", "is at '/etc/hostname', which is out of the model's folder"),
         ("C:\\weights.bin", "which is out of the model's folder"),
-        ("link.bin", "is at 'link.bin', which is out of the model's folder"),
+        ("link.bin", "is in link.bin, and it is a link: copy the file itself beside the graph"),
+        ("linked/second.bin", "is in linked/second.bin, and it is a link: copy the file itself beside the graph"),
+        ("second.bin", "is in second.bin, and it is a link: copy the file itself beside the graph"),
         ("sub/../../outside.bin", "which is out of the model's folder"),
         ("nothing.bin", "and there is no such file beside it"),
         ("short.bin", "ends at byte 64 of short.bin, which has 3"),
@@ -323,9 +325,11 @@ def test_external_data_stays_in_the_folder(
 ) -> None:
     """Whatever path a file names, nothing outside of its folder is opened: no parent, no absolute path, no link."""
     (tmp_path / "given").mkdir()
+    (tmp_path / "given/linked").symlink_to(tmp_path / "given")
     (tmp_path / "outside.bin").write_bytes(bytes(4096))
     (tmp_path / "given/link.bin").symlink_to(tmp_path / "outside.bin")
     (tmp_path / "given/short.bin").write_bytes(b"abc")
+    (tmp_path / "given/second.bin").hardlink_to(tmp_path / "outside.bin")
     proto = onnx.load(file)
     (tensor,) = [one for one in proto.graph.initializer if one.name == "norm.bias"]
     tensor.ClearField("raw_data")
@@ -369,6 +373,11 @@ def _no_logits(proto: onnx.ModelProto) -> None:
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info(tokens, TensorProto.FLOAT, None))
 
 
+def _flipped(proto: onnx.ModelProto) -> None:
+    """As a flipped bit makes it: the graph can be read, and ONNX Runtime does not load it."""
+    proto.graph.node[-1].input[-1] = "nowhere"
+
+
 def _branches(proto: onnx.ModelProto) -> None:
     """The logits as they are, or negative, as their sum says."""
     logits = proto.graph.output[0].name
@@ -409,10 +418,11 @@ def _ancient(proto: onnx.ModelProto) -> None:
 BAD = {
     _second_input: "the graph takes 2 inputs (x, mask); a classifier of pictures takes one",
     _integers: "the graph takes bytes as uint8; it must take float32, already normalised",
-    _no_logits: "is no (batch, labels): it is [3, 25, 16] for 3 pictures",
+    _no_logits: "is no (batch, labels): it is (batch, 25, 16)",
     _branches: "If 'fork' could not be followed: its branches are graphs that depend on the picture",
     _four_pictures: "the graph takes 4 pictures, no more and no fewer: export it with an open batch, or 1",
     _grey: "the graph takes 1 channels; pictures have 3",
+    _flipped: "",
     _of_its_own: "my.own::",
     _ancient: "the graph has opset 5; the oldest that can be read is 7",
 }

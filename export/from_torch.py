@@ -20,8 +20,8 @@ from torch import nn
 
 from export.adopt import Facts
 from export.eager import Eager
-from export.from_onnx import OnnxGraph
 from export.module import adopt_module
+from export.onnx_file import OnnxGraph
 from export.preparation import distinct, labels_of, preprocessing_of
 from export.pretrained.checkpoint import State, read_weights, sha256, unlike, widened
 from export.table import lines

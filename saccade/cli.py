@@ -101,7 +101,8 @@ def verify(options: argparse.Namespace) -> None:
     """Holds a bundle to its promises and writes what was measured into it."""
     (verification,) = _needs("export", "export.verify")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
-    _report(verification.verify(bundle, options.data, options.from_torch).manifest)
+    verified = verification.verify(bundle, options.data, file=options.from_onnx, function=options.from_torch)
+    _report(verified.manifest)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -200,6 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
     one.add_argument(
         "--from-torch", metavar="MODULE:FUNCTION", help="hold it to the module that this makes: its code is run"
+    )
+    one.add_argument(
+        "--from-onnx", type=Path, metavar="FILE", help="hold a bundle to the ONNX file that it is taken from"
     )
 
     one = command("evaluate", evaluate)

@@ -319,7 +319,9 @@ def test_a_file_that_is_no_model_is_refused(
         ("../outside.bin", "is at '../outside.bin', which is out of the model's folder"),
         ("/etc/hostname", "is at '/etc/hostname', which is out of the model's folder"),
         ("C:\\weights.bin", "which is out of the model's folder"),
-        ("link.bin", "is at 'link.bin', which is out of the model's folder"),
+        ("link.bin", "is in link.bin, and it is a link: copy the file itself beside the graph"),
+        ("linked/second.bin", "is in linked/second.bin, and it is a link: copy the file itself beside the graph"),
+        ("second.bin", "is in second.bin, and it is a link: copy the file itself beside the graph"),
         ("sub/../../outside.bin", "which is out of the model's folder"),
         ("nothing.bin", "and there is no such file beside it"),
         ("short.bin", "ends at byte 64 of short.bin, which has 3"),
@@ -336,9 +338,11 @@ def test_external_data_stays_in_the_folder(
 ) -> None:
     """Whatever path a file names, nothing outside of its folder is opened: no parent, no absolute path, no link."""
     (tmp_path / "given").mkdir()
+    (tmp_path / "given/linked").symlink_to(tmp_path / "given")
     (tmp_path / "outside.bin").write_bytes(bytes(4096))
     (tmp_path / "given/link.bin").symlink_to(tmp_path / "outside.bin")
     (tmp_path / "given/short.bin").write_bytes(b"abc")
+    (tmp_path / "given/second.bin").hardlink_to(tmp_path / "outside.bin")
     proto = onnx.load(file)
     (tensor,) = [one for one in proto.graph.initializer if one.name == "norm.bias"]
     tensor.ClearField("raw_data")
@@ -358,6 +362,18 @@ def test_external_data_hidden_in_an_attribute_is_found(file: Path, tmp_path: Pat
     onnx.save(proto, tmp_path / "hidden.onnx")
     with pytest.raises(DataError, match="'hidden' is at '/etc/hostname', which is out of the model's folder"):
         read_model(tmp_path / "hidden.onnx")
+
+
+def test_a_flipped_bit_is_one_sentence(
+    export: Callable[..., int], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is no text any more; no stack trace, and no banner of ONNX Runtime's."""
+    content = file.read_bytes()
+    assert content.count(b"norm.bias") > 1
+    (tmp_path / "flipped.onnx").write_bytes(content.replace(b"norm.bias", b"norm.bia\xf3", 1))
+    assert "it is broken: b'norm.bia\\xf3' in it is no text" in refused(
+        export, tmp_path / "flipped.onnx", tmp_path, capsys
+    )
 
 
 def changed(file: Path, to: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -428,7 +444,7 @@ BAD = {
     _nan: "the graph has weights that are no numbers: norm.bias has 16 numbers that are NaN or infinite",
     _second_input: "the graph takes 2 inputs (x, mask); a classifier of pictures takes one",
     _integers: "the graph takes bytes as uint8; it must take float32, already normalised",
-    _no_logits: "is no (batch, labels): it is [3, 25, 16] for 3 pictures",
+    _no_logits: "is no (batch, labels): it is (batch, 25, 16)",
     _branches: "If 'fork' could not be followed: its branches are graphs that depend on the picture",
     _four_pictures: "the graph takes 4 pictures, no more and no fewer: export it with an open batch, or 1",
     _grey: "the graph takes 1 channels; pictures have 3",

@@ -43,8 +43,9 @@ class Losses:
 
     def check_finite(self, tensors: Iterable[Tensor]) -> None:
         """Holds what the steps left to the same, which no loss has seen yet after the last of them."""
-        wrong = [~tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
-        if self._world.total(torch.stack(wrong).sum().to(self._world.device)):
+        device = self._world.device  # optimizers keep numbers of steps on the CPU
+        wrong = [~tensor.isfinite().all().to(device) for tensor in tensors if tensor.is_floating_point()]
+        if self._world.total(torch.stack(wrong).sum()):
             raise DataError(f"weights are not finite after {self._where()}")
 
     def _check(self, what: str, value: float) -> None:

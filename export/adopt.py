@@ -53,8 +53,7 @@ def adopt(
     `parameters` are in weights.safetensors whole, where a source is rebuilt from them; initializers of their names are
     they. Raises DataError where labels and logits differ in number, BundleError where a promise does not hold.
     """
-    if len(facts.labels) != exposed.classes:
-        raise DataError(f"there are {len(facts.labels)} labels and the model gives {exposed.classes} logits")
+    check_labels(facts.labels, exposed.classes)
     with gives_manifest(facts.origin.name):
         fields = {
             "labels": facts.labels,
@@ -70,6 +69,12 @@ def adopt(
         return assemble(
             models, name, fields, lambda folder: _write(model, exposed, parameters or {}, folder), reference
         )
+
+
+def check_labels(labels: tuple[str, ...], logits: int) -> None:
+    """For as soon as the number of logits is known. Raises DataError where there are not as many labels."""
+    if len(labels) != logits:
+        raise DataError(f"there are {len(labels)} labels and the model gives {logits} logits")
 
 
 def parameter_count(model: ir.Model) -> int:

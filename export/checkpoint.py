@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,15 @@ State = dict[str, Tensor]
 def write(path: Path, tensors: State, metadata: dict[str, Any]) -> None:
     """Replaces `path` in one step, so that an interrupted run keeps its last checkpoint."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace(path, save(contiguous, {"saccade": json.dumps(metadata)}))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """The file has its old content or the new one, whatever happens. Raises DataError where it keeps the old one."""
     scratch = path.with_suffix(".part")
     try:
         with scratch.open("wb") as file:
-            file.write(save(contiguous, {"saccade": json.dumps(metadata)}))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -32,10 +39,21 @@ def write(path: Path, tensors: State, metadata: dict[str, Any]) -> None:
 
 def read(path: Path) -> tuple[State, dict[str, Any]]:
     """(tensors, metadata). Raises DataError for a file that is missing or no checkpoint."""
+    with _opened(path) as (file, metadata):
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """As `read`, without the tensors."""
+    with _opened(path) as (_, metadata):
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["saccade"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+            yield file, json.loads((file.metadata() or {})["saccade"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} is not a checkpoint: {error}") from error
 

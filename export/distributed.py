@@ -23,10 +23,14 @@ class World:
         self.rank = rank
         self.size = size
 
-    def part(self, batch: int) -> slice:
-        """Which pictures of a batch are this process's. Raises RecipeError where it cannot be shared out evenly."""
+    def part(self, batch: int, asked: int) -> slice:
+        """Which pictures of a batch are this process's. Raises RecipeError where it cannot be shared out evenly.
+
+        `asked` is the recipe's batch, which is larger where there are fewer pictures.
+        """
         if batch % self.size:
-            raise RecipeError(f"training.batch is {batch}; {self.size} processes cannot share it evenly")
+            why = f", but there are {batch} pictures to train on" if batch < asked else ""
+            raise RecipeError(f"training.batch is {asked}{why}; {self.size} processes cannot share {batch} evenly")
         own = batch // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 

@@ -38,6 +38,13 @@ def hardware(device: torch.device) -> str:
     return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
 
 
-def command() -> str:
-    """The command line of this process."""
-    return shlex.join(sys.argv)
+def command(processes: int) -> str:
+    """A command line that starts this process, and those beside it, once more. Its paths are relative to where it ran.
+
+    Where this was started as a module (python -m, and so under torchrun), the first argument is the module's file.
+    """
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [sys.argv[0]] if main is None else ["-m", main.name.removesuffix(".__main__")]
+    if processes > 1:
+        return shlex.join(["torchrun", "--nproc-per-node", str(processes), *program, *sys.argv[1:]])
+    return shlex.join([*([] if main is None else ["python"]), *program, *sys.argv[1:]])

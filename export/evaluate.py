@@ -26,7 +26,7 @@ def evaluate(bundle: Bundle, data: Path | None, split_name: Literal["test", "hel
     source = open_source(recipe.data, data, manifest.preprocessing)
     if source.classes != manifest.labels:
         raise DataError(f"{source.name} has the classes {list(source.classes)}; {manifest.id} has other labels")
-    examples = source.test() if split_name == "test" else split(source.training())[1]
+    examples = source.test() if split_name == "test" else split(source)[1]
     answer = open_graph(bundle.graph, only=("logits",))
     count, correct, started = len(examples), 0, time.monotonic()
     for done in range(0, count, BATCH):  # an image folder may be larger than memory

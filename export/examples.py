@@ -6,7 +6,7 @@ CIFAR-10). The test split is a call of its own, so that training cannot read it.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,21 +85,25 @@ def load(examples: Iterable[Example], spec: Preprocessing) -> Pictures:
     return Pictures(np.stack(pixels), np.asarray(labels, np.int64))
 
 
-def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mask of the held-out pictures: a tenth of each class, at least one, by a seed that never changes."""
+def held_out(labels: NDArray[np.int64], classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Mask of the held-out pictures: a tenth of each class, at least one, by a seed that never changes.
+
+    Raises DataError naming a class of which nothing would be left to train on.
+    """
     generator = np.random.default_rng(HELD_OUT_SEED)
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise DataError(f"class {label} has {len(members)} training picture; at least 2 are needed")
+            raise DataError(f"class {classes[label]} has {len(members)} training picture; at least 2 are needed")
         mask[generator.permutation(members)[: max(1, len(members) // HELD_OUT_SHARE)]] = True
     return mask
 
 
-def split(examples: Examples) -> tuple[Examples, Examples]:
+def split(source: Source) -> tuple[Examples, Examples]:
     """(to train on, held out)."""
-    mask = held_out(examples.labels)
+    examples = source.training()
+    mask = held_out(examples.labels, source.classes)
     return examples.choose(np.flatnonzero(~mask)), examples.choose(np.flatnonzero(mask))
 
 

@@ -1,4 +1,7 @@
-"""An image folder: `train/<class>/*`, and `test/<class>/*` or `val/<class>/*`, as ImageNet is usually laid out."""
+"""An image folder: `train/<class>/*`, and `test/<class>/*` or `val/<class>/*`, as ImageNet is usually laid out.
+
+Names that begin with a dot are passed over.
+"""
 
 import hashlib
 import os
@@ -41,7 +44,7 @@ class ImageFolder(Source):
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)))
 
 
 class _Files(Examples):
@@ -109,4 +112,10 @@ class _Files(Examples):
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in PICTURE_SUFFIXES and entry.is_file()
+    suffix = Path(entry.name).suffix.lower()
+    return suffix in PICTURE_SUFFIXES and entry.is_file() and not _is_hidden(entry.name)
+
+
+def _is_hidden(name: str) -> bool:
+    """What programs leave behind: .ipynb_checkpoints is no class, ._a.jpg of macOS no picture."""
+    return name.startswith(".")

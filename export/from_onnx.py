@@ -3,30 +3,48 @@
 import argparse
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from export import adopt as adoption
 from export.graph.decompose import check_operators
-from export.graph.evaluate import run_whole
-from export.graph.expose import expose
+from export.graph.expose import Exposed, expose
 from export.graph.opset import check_opset
 from export.graph.prepare import logits_of, prepare
 from export.graph.read import external_files, read_model
-from export.names import LOGITS
-from export.preparation import from_metadata, labels_of, preprocessing_of
-from export.reference import Limits, Outputs
-from export.runtime import PROVIDER, Answer, open_graph
+from export.onnx_file import OnnxFile, OnnxGraph
+from export.preparation import distinct, from_metadata, labels_of, preprocessing_of
+from export.reference import Reference
 from export.table import lines
 from saccade.bundle import Bundle
 from saccade.errors import DataError
 from saccade.manifest import Card, Origin
 
-PICTURES = 16
-"""An evaluator in Python takes seconds for one."""
+
+class _Asked(BaseModel):
+    """What the user said of the graph, kept in the manifest to find the same again."""
+
+    output: str | None = None
+    grid: tuple[int, int] | None = None
+
+
+class _File(NamedTuple):
+    """A file whose graph was exposed."""
+
+    model: ir.Model
+    exposed: Exposed
+    logits: str
+    """Their name in the file."""
+    by_itself: bool
+    size: tuple[int, int]
+    parameters: int
+    said: list[str]
+
+    def reference(self, path: Path, bundle: Bundle) -> OnnxFile:
+        layers = zip(self.exposed.layers, self.exposed.sources, strict=True)
+        return OnnxFile(bundle, path, self.logits, {layer.output: source for layer, source in layers})
 
 
 def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
@@ -36,86 +54,69 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     labels = labels_of(options.labels) if options.labels is not None else from_metadata(model.metadata_props)
     if labels is None:
         raise DataError(f"{path} names no labels: give --labels, a file with one a line")
-    check_opset(model)
-    check_operators(model)
-    said: list[str] = []
-    logits, by_itself = logits_of(model, options.output, said)
-    name = logits.name or ""
-    source = _source(path, name, last=_channels_last(model))
-    parameters = adoption.parameter_count(model)
-    model, size, done = prepare(model, options.size)
-    exposed = expose(model, size, logits=_value(model, name), grid=options.grid)
-    preprocessing, assumed = preprocessing_of(options, size)
+    labels, said = distinct(labels)
+    file = _exposed(model, options.output, options.size, options.grid, labels)
+    preprocessing, assumed = preprocessing_of(options, file.size)
     facts = adoption.Facts(
         labels=labels,
         preprocessing=preprocessing,
-        scores=options.scores or ("sigmoid" if by_itself else "softmax"),
-        origin=Origin(kind="onnx", name=path.name, files=_checksums([path, *external_files(path)])),
+        scores=options.scores or ("sigmoid" if file.by_itself else "softmax"),
+        origin=Origin(
+            kind="onnx", name=path.name, files=_checksums(path),
+            configuration=_Asked(output=options.output, grid=options.grid).model_dump(mode="json"),
+        ),
         card=Card(
             summary=f"Taken from {path.name}; not trained and not evaluated here.",
-            license="that of the source", parameters=parameters,
+            license="that of the source", parameters=file.parameters,
         ),
     )  # fmt: skip
     bundle = adoption.adopt(
-        model, exposed, facts, lambda written: OnnxFile(written, source), options.models, options.name
+        file.model, file.exposed, facts, lambda written: file.reference(path, written), options.models, options.name
     )
-    return bundle, lines(exposed, facts, [*said, *done], assumed)
-
-
-class OnnxGraph:
-    """The bundle's graph by onnx's own evaluator, which shares no code with ONNX Runtime."""
-
-    said = "onnx's own evaluator on the bundle's graph"
-    pictures = PICTURES
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-
-    def arrays(self, pixels: NDArray[np.float32]) -> Outputs:
-        return run_whole(self._bundle.graph, pixels, self._bundle.manifest.outputs)
-
-    def limits(self, pixels: NDArray[np.float32]) -> Limits:  # noqa: ARG002 - there is no float64 to compare with
-        """As wide as the bundle's tolerance, which its source model had to allow."""
-        usual, promised = Limits(), self._bundle.manifest.tolerance.get(PROVIDER, {})
-        return Limits(*(max(getattr(usual, kind), promised.get(kind, 0.0)) for kind in usual._fields))
-
-
-class OnnxFile(OnnxGraph):
-    """The same, but for the logits, which come from the file that was given."""
-
-    said = "the file's own graph through ONNX Runtime, nothing optimised (logits), and onnx's own evaluator (the rest)"
-
-    def __init__(self, bundle: Bundle, source: Answer) -> None:
-        super().__init__(bundle)
-        self._source = source
-
-    def arrays(self, pixels: NDArray[np.float32]) -> Outputs:
-        return {**super().arrays(pixels), **self._source(pixels)}
+    return bundle, lines(file.exposed, facts, [*said, *file.said], assumed)
 
 
 def reference_of(bundle: Bundle) -> OnnxGraph:
     """Without the file: the bundle alone."""
-    return OnnxGraph(bundle)
+    graph = OnnxGraph(bundle)
+    graph.said += "; --from-onnx FILE holds it to the file that it was taken from"
+    return graph
 
 
-def _source(path: Path, logits: str, *, last: bool) -> Answer:
-    """(n, 3, H, W) -> logits of the file as it is, picture by picture: its batch may be one."""
-    proto = onnx.load(str(path), load_external_data=False)
-    if logits not in [output.name for output in proto.graph.output]:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    answer = open_graph(proto.SerializeToString(), folder=path.parent, optimised=False, only=(logits,))
+def file_of(bundle: Bundle, file: Path) -> Reference:
+    """The file that the bundle was taken from. Raises DataError for another."""
+    model, manifest = read_model(file), bundle.manifest
+    origin = manifest.provenance.origin
+    assert origin is not None
+    seen = _checksums(file, origin.name)
+    other = [name for name, expected in origin.files.items() if seen.get(name) != expected]
+    if other:
+        raise DataError(f"{file} is not what {manifest.id} was taken from: {other[0]} has sha256 {seen.get(other[0])}; "
+                        f"the manifest says {origin.files[other[0]]}")  # fmt: skip
+    asked = _Asked.model_validate(origin.configuration)
+    size = (manifest.preprocessing.height, manifest.preprocessing.width)
+    return _exposed(model, asked.output, size, asked.grid, manifest.labels).reference(file, bundle)
 
-    def logits_alone(pixels: NDArray[np.float32]) -> Outputs:
-        given = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if last else pixels
-        rows = [answer(given[index : index + 1])[logits] for index in range(len(given))]
-        return {LOGITS: np.concatenate(rows)}
 
-    return logits_alone
-
-
-def _channels_last(model: ir.Model) -> bool:
-    shape = model.graph.inputs[0].shape
-    return shape is not None and len(shape) == 4 and shape[3] == 3 and shape[1] != 3
+def _exposed(
+    model: ir.Model,
+    output: str | None,
+    size: tuple[int, int] | None,
+    grid: tuple[int, int] | None,
+    labels: tuple[str, ...],
+) -> _File:
+    """Changes the model. Raises DataError."""
+    check_opset(model)
+    check_operators(model)
+    said: list[str] = []
+    logits = logits_of(model, output, said)
+    name, shape = logits.value.name or "", logits.value.shape
+    if shape is not None and len(shape) == 2 and isinstance(shape[1], int):
+        adoption.check_labels(labels, shape[1])
+    parameters = adoption.parameter_count(model)
+    model, size, done = prepare(model, size)
+    exposed = expose(model, size, logits=_value(model, name), over=logits.over, grid=grid)
+    return _File(model, exposed, name, logits.by_itself, size, parameters, [*said, *done])
 
 
 def _value(model: ir.Model, name: str) -> ir.Value:
@@ -126,9 +127,10 @@ def _value(model: ir.Model, name: str) -> ir.Value:
     raise DataError(f"the logits {name} are gone after the graph was taken apart")
 
 
-def _checksums(paths: list[Path]) -> dict[str, str]:
+def _checksums(path: Path, name: str | None = None) -> dict[str, str]:
+    """Of the file, under this name or its own, and of those beside it that hold its tensors."""
     sums = {}
-    for path in paths:
-        with path.open("rb") as file:
-            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for file, called in ((path, name or path.name), *((one, one.name) for one in external_files(path))):
+        with file.open("rb") as content:
+            sums[called] = hashlib.file_digest(content, "sha256").hexdigest()
     return sums

@@ -20,9 +20,9 @@ from torch import nn
 
 from export.adopt import Facts
 from export.eager import Eager
-from export.from_onnx import OnnxGraph
 from export.module import adopt_module
-from export.preparation import labels_of, preprocessing_of
+from export.onnx_file import OnnxGraph
+from export.preparation import distinct, labels_of, preprocessing_of
 from export.pretrained.checkpoint import State, read_weights, sha256, unlike, widened
 from export.table import lines
 from export.timm_settings import with_settings_of
@@ -41,9 +41,10 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     weights: Path | None = options.weights
     if weights is None or options.labels is None:
         raise DataError("--from-torch needs --weights, a safetensors file, and --labels, a file with one a line")
-    labels = labels_of(options.labels)
+    labels, said = distinct(labels_of(options.labels))
+    state = read_weights((weights,))
     module = make(target)
-    fill(module, read_weights((weights,)), weights)
+    fill(module, state, weights)
     options = with_settings_of(module, options)
     if options.size is None:
         raise DataError(f"{target} does not say how large its pictures are: give --size HxW")
@@ -58,7 +59,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     bundle, exposed = adopt_module(
         module, facts, lambda written: module_of(written, target), options.models, options.name, options.grid
     )
-    return bundle, lines(exposed, facts, widened((weights,)), assumed)
+    return bundle, lines(exposed, facts, [*said, *widened((weights,))], assumed)
 
 
 def reference_of(bundle: Bundle) -> OnnxGraph:

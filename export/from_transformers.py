@@ -2,22 +2,14 @@
 
 import argparse
 import importlib.metadata
-from collections.abc import Iterator
 
 from safetensors.torch import load_file
 
 from export.adopt import Facts
 from export.eager import Eager
 from export.module import adopt_module
-from export.pretrained.checkpoint import (
-    Checkpoint,
-    labels_of,
-    model_of,
-    read_checkpoint,
-    read_weights,
-    scores_of,
-    widened,
-)
+from export.preparation import distinct
+from export.pretrained.checkpoint import labels_of, model_of, read_checkpoint, read_weights, scores_of, widened
 from export.pretrained.hub import find
 from export.pretrained.preprocessing import preprocessing_of, processor_of
 from export.table import lines
@@ -34,7 +26,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
     """
     found = find(options.from_transformers, options.revision)
     checkpoint = read_checkpoint(found.folder)
-    labels = labels_of(checkpoint.configuration)
+    labels, said = distinct(labels_of(checkpoint.configuration))
     scores = scores_of(checkpoint.configuration, len(labels))
     preprocessing = preprocessing_of(processor_of(checkpoint.processor, checkpoint.model_type))
     model = model_of(checkpoint.configuration, read_weights(checkpoint.weights))
@@ -51,8 +43,10 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()})
-    bundle, exposed = adopt_module(model, facts, reference_of, options.models, options.name)
-    return bundle, lines(exposed, facts, [*_said(checkpoint, labels), *widened(checkpoint.weights)], [])
+    bundle, exposed = adopt_module(model, facts, reference_of, options.models, options.name, options.grid)
+    if "auto_map" in checkpoint.configuration:
+        said.append("the configuration names code of the checkpoint's own (auto_map): it was not run")
+    return bundle, lines(exposed, facts, [*said, *widened(checkpoint.weights)], [])
 
 
 def reference_of(bundle: Bundle) -> Eager:
@@ -69,12 +63,3 @@ def reference_of(bundle: Bundle) -> Eager:
 
 def _version() -> str:
     return importlib.metadata.version("transformers")
-
-
-def _said(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Iterator[str]:
-    stated = [str(label) for label in checkpoint.configuration.get("id2label", {}).values()]
-    if len(set(stated)) < len(stated):
-        renamed = [label for label in labels if label not in stated]
-        yield f"equal labels got their numbers behind them: {', '.join(renamed)}"
-    if "auto_map" in checkpoint.configuration:
-        yield "the configuration names code of the checkpoint's own (auto_map): it was not run"

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from export.nets import Net, build
 from export.nets.attention import RelativePositions
 from export.recipe import Recipe, recipe_of
-from export.run import Run
+from export.run import BEST_FILE, RECIPE_FILE, Run
 from saccade.bundle import open_bundle, resolve_bundle
 from saccade.errors import DataError, SaccadeError
 from saccade.manifest import Initialisation
@@ -51,11 +51,13 @@ class Weights(NamedTuple):
 
 
 def read_weights(source: str, models: Path) -> Weights:
-    """Reads NAME, NAME@VERSION or a path of a bundle, or FILE.safetensors. Raises DataError, BundleError.
+    """Reads NAME, NAME@VERSION or a path of a bundle, FILE.safetensors, or a run folder's best weights.
 
-    A `best.safetensors` of a run says its classes and its recipe, another file neither.
+    A `best.safetensors` of a run says its classes and its recipe, another file neither. Raises DataError, BundleError.
     """
     path = Path(source)
+    if (path / RECIPE_FILE).is_file():
+        path /= BEST_FILE
     if path.suffix.lower() == ".safetensors" or path.is_file():
         sha256, tensors, note = _read_file(path)
         name = path.name

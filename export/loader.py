@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from export.crop import crop_region
-from export.examples import Examples, load
+from export.examples import Examples
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
 from saccade.preprocess import resample, resize
@@ -30,6 +30,10 @@ SHARE = 0.5
 """Of free memory: so much may be filled with pictures without being asked for."""
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
+FILL = 256
+"""Pictures a batch while those that stay are read."""
+WORTH_A_WORKER = 2_000
+"""Pictures read once: fewer are read sooner than a process is started."""
 
 _CGROUP = tuple(
     (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
@@ -69,7 +73,7 @@ def open_loader(
     resident: Resident = "auto",
     workers: int = 0,
 ) -> Loader:
-    """All pictures in the device's memory, or a loader that streams them through `workers` processes.
+    """All pictures in the device's memory, or a loader that streams them. `workers` processes read, at most.
 
     Random resized crops are taken from pictures at their full size, so they are always streamed. Raises DataError where
     pictures that must be resident cannot be.
@@ -82,7 +86,8 @@ def open_loader(
     if resident == "always" and size > free:
         raise DataError(f"{len(examples)} pictures take {size} bytes; {free} are free on {device}")
     if resident == "always" or (resident == "auto" and size <= SHARE * free):
-        return _Resident(examples, spec, device)
+        reading = _Streaming(examples, spec, device, None, min(workers, len(examples) // WORTH_A_WORKER))
+        return _Resident(reading, examples.labels, spec, device)
     return _Streaming(examples, spec, device, None, workers)
 
 
@@ -104,10 +109,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 class _Resident(Loader):
-    def __init__(self, examples: Examples, spec: Preprocessing, device: torch.device) -> None:
-        pictures = load(examples, spec)
-        self._pictures = torch.from_numpy(pictures.pixels).permute(0, 3, 1, 2).contiguous().to(device)
-        self._labels = torch.from_numpy(pictures.labels).to(device)
+    """Filled batch by batch where it stays: what is held at most is the pictures and a few batches."""
+
+    def __init__(self, reading: Loader, labels: NDArray[np.int64], spec: Preprocessing, device: torch.device) -> None:
+        self._pictures = torch.empty((len(labels), 3, spec.height, spec.width), dtype=torch.uint8, device=device)
+        self._labels = torch.from_numpy(labels).to(device)
+        starts = range(0, len(labels), FILL)
+        orders = [Order(np.arange(start, min(start + FILL, len(labels)))) for start in starts]
+        for start, batch in zip(starts, reading.batches(orders), strict=True):
+            self._pictures[start : start + FILL] = batch.pictures
 
     def batches(self, orders: Sequence[Order]) -> Iterator[Batch]:
         for order in orders:

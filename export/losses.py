@@ -1,9 +1,9 @@
-"""The losses of an epoch, and what is said of it while it runs."""
+"""The losses and gradients of an epoch, held to be finite, and what is said of it while it runs."""
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,20 +22,38 @@ class Losses:
         self._rates: list[float] = []
         self._seen: list[float] = []
 
-    def add(self, loss: Tensor, rate: float) -> None:
-        self._waiting.append(loss.detach())
+    def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        """`norm` is that of the gradient, before it is clipped."""
+        self._waiting.append(torch.stack([loss.detach(), norm]))
         self._rates.append(rate)
 
     def mean(self) -> float:
-        """Of all steps so far, over all processes. Raises DataError at the first that is not finite, in all of them."""
+        """Of all steps so far, over all processes.
+
+        Raises DataError, in all of them, at the first step whose loss or gradient is not finite.
+        """
         if self._waiting:
-            summed = self._world.total(torch.stack(self._waiting))
-            self._seen += (summed / self._world.size).tolist()
+            means = self._world.total(torch.stack(self._waiting)) / self._world.size
             self._waiting.clear()
-        for step, (loss, rate) in enumerate(zip(self._seen, self._rates, strict=True), start=1):
-            if not math.isfinite(loss):
-                raise DataError(f"the loss is {loss} at epoch {self._epoch + 1}, step {step}, rate {rate:g}")
+            for loss, norm in means.tolist():
+                self._seen.append(loss)
+                self._check("the loss", loss)
+                self._check("the norm of the gradient", norm)
         return math.fsum(self._seen) / len(self._seen)
+
+    def check_finite(self, tensors: Iterable[Tensor]) -> None:
+        """Holds what the steps left to the same, which no loss has seen yet after the last of them."""
+        wrong = [~tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+        if self._world.total(torch.stack(wrong).sum().to(self._world.device)):
+            raise DataError(f"weights are not finite after {self._where()}")
+
+    def _check(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DataError(f"{what} is {value} at {self._where()}")
+
+    def _where(self) -> str:
+        step = len(self._seen)
+        return f"epoch {self._epoch + 1}, step {step}, rate {self._rates[step - 1]:g}"
 
 
 class Progress:

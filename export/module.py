@@ -4,17 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 from torch import nn
 from torch._dynamo.exc import UserError
 
-from export.adopt import Facts, adopt
+from export.adopt import Facts, adopt, check_labels
 from export.eager import Logits
 from export.graph.batch import open_batch
 from export.graph.expose import Exposed, expose
 from export.graph.prepare import logits_of
 from export.names import LOGITS
 from export.reference import Reference
-from export.trace import name_after_modules, simplify, trace
+from export.trace import name_after_modules, plain_attention, simplify, trace
 from saccade.bundle import Bundle
 from saccade.errors import DataError
 
@@ -37,6 +38,8 @@ def adopt_module(
     """
     size = (facts.preprocessing.height, facts.preprocessing.width)
     try:
+        with plain_attention(), torch.no_grad():  # takes moments; what follows takes minutes
+            check_labels(facts.labels, Logits(module)(torch.zeros(2, 3, *size)).shape[1])
         graph = _traced(Logits(module), size)
     except DataError:
         raise

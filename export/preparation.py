@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+from collections import Counter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -49,7 +50,7 @@ def _shown(value: object) -> str:
 def labels_of(path: Path) -> tuple[str, ...]:
     """One a line; or JSON: a list, an object from index to label, or one with such an `id2label`. Raises DataError."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # Windows writes a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"could not read labels from {path}: {error}") from error
     if not content.lstrip().startswith(("[", "{")):
@@ -62,6 +63,19 @@ def labels_of(path: Path) -> tuple[str, ...]:
     if not labels:
         raise DataError(f"{path} holds no labels: it is empty")
     return labels
+
+
+def distinct(labels: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """(the labels, what was done to them): equal ones (ImageNet has two cranes) get their numbers behind them, all of
+    them, since a manifest's labels differ from each other.
+    """
+    several = {label for label, times in Counter(labels).items() if times > 1}
+    if not several:
+        return labels, []
+    renamed = tuple(f"{label} ({number})" if label in several else label for number, label in enumerate(labels))
+    shown = ", ".join(new for old, new in zip(labels, renamed, strict=True) if old in several)
+    again, said = distinct(renamed)
+    return again, [f"equal labels got their numbers behind them: {shown}", *said]
 
 
 def from_metadata(metadata: dict[str, str]) -> tuple[str, ...] | None:

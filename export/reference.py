@@ -1,6 +1,7 @@
 """The source model that a bundle is held to: what it answers for pictures, by the names of the bundle's outputs."""
 
 import importlib
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -59,20 +60,27 @@ class RecipeNet:
         return Limits()
 
 
-def reference_of(bundle: Bundle, function: str | None = None) -> Reference:
+def reference_of(bundle: Bundle, *, file: Path | None = None, function: str | None = None) -> Reference:
     """The source model, by where the bundle says that it comes from. Raises BundleError where it cannot be had.
 
-    `function` makes a module of PyTorch; the code that a manifest names is never run because it is named there. Raises
-    DataError where it is given and the bundle is of none.
+    `file` is the ONNX file, where it is at hand, and `function` makes the module of PyTorch: code is not run because a
+    manifest names it. Raises DataError where one is given for a bundle from elsewhere, or is another.
     """
     origin = bundle.manifest.provenance.origin
-    if function is not None and (origin is None or origin.kind != "torch"):
-        kind = "a run" if origin is None else origin.kind
-        raise DataError(f"--from-torch says nothing of {bundle.manifest.id}, which comes from {kind}")
+    kind = "a run" if origin is None else origin.kind
+    for given, option, wanted in ((file, "--from-onnx", "onnx"), (function, "--from-torch", "torch")):
+        if given is not None and kind != wanted:
+            raise DataError(f"{option} says nothing of {bundle.manifest.id}, which comes from {kind}")
     if origin is None:
         return RecipeNet(bundle)
     source = importlib.import_module(f"export.from_{origin.kind}")
-    reference: Reference = source.reference_of(bundle) if function is None else source.module_of(bundle, function)
+    reference: Reference
+    if function is not None:
+        reference = source.module_of(bundle, function)
+    elif file is not None:
+        reference = source.file_of(bundle, file)
+    else:
+        reference = source.reference_of(bundle)
     return reference
 
 

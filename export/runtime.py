@@ -35,7 +35,7 @@ def open_graph(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     given = str(graph) if isinstance(graph, Path) else graph
     try:
-        session = onnxruntime.InferenceSession(given, options, providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(given, options, providers=[PROVIDER], enable_fallback=0)
     except Exception as error:  # its exceptions share no base class with each other
         said = graph if isinstance(graph, Path) else "the graph"
         raise BundleError(f"ONNX Runtime does not load {said}: {error}") from error

@@ -46,7 +46,19 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
             verbose=False,
         )
     assert program is not None
+    if not alone:
+        _name_batch(program.model)
     return program.model
+
+
+def _name_batch(model: ir.Model) -> None:
+    """The open axis is called `batch`, not by the exporter's number for it."""
+    (pixels,) = model.graph.inputs
+    assert pixels.shape is not None
+    symbol = pixels.shape[0]
+    for value in (pixels, *(output for node in model.graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(["batch" if axis == symbol else axis for axis in value.shape])
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from export.nets.maps import checked_maps
 from export.optimize import Average, build_optimizer, rate_share, set_rate
 from export.recipe import Recipe, TrainingConfig
 from export.run import Learner, Run
+from saccade.errors import SetupError
 
 LOOK = 20
 """Steps between two looks at the loss."""
@@ -52,29 +53,34 @@ def train(
 
     `init` reads the weights to begin with; a run that is resumed has its own. `resident` and `workers` say how
     pictures come to the device (see `open_loader`), and change nothing else. `stop_after` ends the call after that
-    many epochs in all, as if interrupted there. Raises DataError where the folder holds another run or beginning, a
-    picture cannot be read, or the loss is no longer finite.
+    many epochs in all, as if interrupted there. Raises DataError where the folder holds another run or beginning or
+    another process trains into it, a picture cannot be read, or loss, gradient or weights are no longer finite;
+    SetupError where the recipe is to be compiled and nothing here can.
     """
     config = recipe.training
     with join(device) as world:
         torch.manual_seed(recipe.seed)
         net = build(recipe.net, recipe.size, len(source.classes)).to(world.device)
         checked_maps(net, recipe.default_maps)
+        if config.compile and world.device.type == "cpu":
+            check_compiler()
         examples = source.training()
         run = Run(folder, recipe, source, examples, world)
         if init is not None:
             begin(net, run, init)
+        mask = held_out(examples.labels, source.classes)
         learner = _learner(net, config)
-        run.open(learner)
         loader = open_loader(
             examples, recipe.preprocessing, world.device, crop_area=config.crop_area, resident=resident, workers=workers
         )
-        trainer = _Trainer(recipe, len(source.classes), learner, loader, held_out(examples.labels), world)
-        for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
-            progress = Progress(epoch, config.epochs, quiet=world.rank > 0)
-            metrics = {"epoch": epoch + 1, **trainer.epoch(epoch, progress), "held_out_accuracy": trainer.accuracy()}
-            run.save(learner, {**metrics, "time": time.time()})
-            progress.end(metrics)
+        with run.open(learner):
+            trainer = _Trainer(recipe, len(source.classes), learner, loader, mask, world)
+            for epoch in range(run.epoch, min(config.epochs, stop_after or config.epochs)):
+                progress = Progress(epoch, config.epochs, quiet=world.rank > 0)
+                seen = trainer.epoch(epoch, progress)
+                metrics = {"epoch": epoch + 1, **seen, "held_out_accuracy": trainer.accuracy()}
+                run.save(learner, {**metrics, "time": time.time()})
+                progress.end(metrics)
 
 
 class _Trainer:
@@ -86,7 +92,7 @@ class _Trainer:
         self._recipe, self._learner, self._loader, self._world = recipe, learner, loader, world
         self._pictures, self._held_out = np.flatnonzero(~mask), np.flatnonzero(mask)
         self._batch = min(recipe.training.batch, len(self._pictures))
-        self._part = world.part(self._batch)
+        self._part = world.part(self._batch, recipe.training.batch)
         self._steps = len(self._pictures) // self._batch
         self._augment = Augment(recipe, classes, world.device)
         self._normalize = Normalize(recipe.preprocessing, world.device)
@@ -112,15 +118,17 @@ class _Trainer:
                 logits = self._model(inputs)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
             loss.backward()
-            nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip)
+            norm = nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip)
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
             learner.average.update(now)
-            losses.add(loss, rate)
+            losses.add(loss, norm, rate)
             if (step + 1) % LOOK == 0:
                 progress.step(step + 1, self._steps, losses.mean(), self._batch)
+        loss_mean = losses.mean()
+        losses.check_finite(learner.tensors().values())
         return {
-            "loss": losses.mean(),
+            "loss": loss_mean,
             "learning_rate": rate,
             "images_per_second": self._steps * self._batch / progress.seconds,
             "seconds": progress.seconds,
@@ -155,10 +163,25 @@ def _learner(net: Net, config: TrainingConfig) -> Learner:
 
 
 def channels_last(net: Net) -> None:
-    """In place; convolutions are faster so on CPU and on CUDA."""
+    """In place; convolutions are faster so on CPU and on CUDA.
+
+    Those of 1 x 1 are in both orders at once. They too get the strides of the gradient, which `contiguous` would not
+    give them: DistributedDataParallel warns of others, and copies.
+    """
     for parameter in net.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
+
+
+def check_compiler() -> None:
+    """Raises SetupError where torch.compile would find no compiler, instead of its own trace at the first step."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here, because few recipes want them
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise SetupError("compile = true needs a C++ compiler: install g++, or name one in CXX") from error
 
 
 def attention(device: torch.device) -> AbstractContextManager[None]:

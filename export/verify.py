@@ -16,7 +16,7 @@ from export.names import LOGITS
 from export.recipe import recipe_of
 from export.reference import Limits, Outputs, Reference, reference_of
 from export.runtime import PROVIDER, Answer, open_graph
-from export.weights import versions
+from export.weights import tolerance_for, versions
 from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
 from saccade.golden import golden_file, made_pictures
@@ -38,14 +38,15 @@ Head = tuple[NDArray[np.float64], NDArray[np.float64]]
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]
 
 
-def verify(bundle: Bundle, data: Path | None, function: str | None = None) -> Bundle:
+def verify(bundle: Bundle, data: Path | None, *, file: Path | None = None, function: str | None = None) -> Bundle:
     """Holds every promise of the bundle and writes what was measured, and golden.npz, into it.
 
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
-    for a net of our own). `function` is as in `reference_of`. Raises BundleError naming what does not hold.
+    for a net of our own). `file` and `function` are as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    parity, golden = prove(bundle, reference_of(bundle, function), data)
-    return update_bundle(bundle, {"parity": parity.model_dump()}, {GOLDEN: golden})
+    parity, golden = prove(bundle, reference_of(bundle, file=file, function=function), data)
+    measured = {"parity": parity.model_dump(), "tolerance": tolerance_for(parity.checks)}
+    return update_bundle(bundle, measured, {GOLDEN: golden})
 
 
 def prove(bundle: Bundle, reference: Reference, data: Path | None) -> tuple[Parity, bytes]:

@@ -3,6 +3,7 @@
 A bundle is written whole or not at all, and opened only if every file is what the manifest says.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -97,14 +98,26 @@ def next_version(models: Path, name: str) -> int:
     return max(taken, default=0) + 1
 
 
+def check_place(models: Path, name: str) -> None:
+    """Raises BundleError where no bundle `name` could be written into `models`. For before anything long is begun."""
+    _check_name(name)
+    folder = models / name
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder):
+            pass
+    except OSError as error:
+        raise BundleError(f"could not write to {models}: {error}") from error
+
+
 def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], Mapping[str, Any]]) -> Bundle:
     """Creates models/<name>/<version>/ in one step.
 
     `build` gets an empty folder, writes `FILES` into it, and returns the manifest's fields but for schema_version,
     name, version and files. If anything fails, a full disk included, nothing is left behind. Raises BundleError.
     """
-    if not re.fullmatch(NAME, name):  # before anything long is begun, and before it becomes a path
-        raise BundleError(f"{name!r} is no name for a model: it must match {NAME}")
+    _check_name(name)
     target = models / name / str(version)
     if target.exists():
         raise BundleError(f"{target} exists already; a version is never written twice")
@@ -130,6 +143,8 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
     except ValidationError as error:
         raise BundleError(f"could not write {target}: {first_problem(error)}") from error
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # of the rename
+            raise BundleError(f"{name}@{version} was written meanwhile by another command; run this again") from error
         raise BundleError(f"could not write {target}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -160,6 +175,11 @@ def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str,
         for part in parts.values():
             part.unlink(missing_ok=True)
     return Bundle(bundle.folder, manifest)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(NAME, name):  # before it becomes a path
+        raise BundleError(f"{name!r} is no name for a model: it must match {NAME}")
 
 
 def _part(name: str) -> str:

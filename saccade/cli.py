@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from saccade import __version__, bulk
 from saccade.api import Answer, ClassifyOptions
-from saccade.bundle import find_bundles, open_bundle, resolve_bundle
+from saccade.bundle import check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.client import Client, Effort
-from saccade.errors import DataError, SaccadeError, SetupError
+from saccade.errors import DataError, RecipeError, SaccadeError, SetupError
 from saccade.manifest import Manifest
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
@@ -47,7 +47,11 @@ def train(options: argparse.Namespace) -> None:
         "export", "export.recipe", "export.data", "export.cifar10", "export.train", "export.init"
     )
     recipe = recipes.load_recipe(options.recipe)
-    if options.download and recipe.data.kind == "cifar10":
+    if options.data is not None and recipe.data.kind == "digits":
+        raise DataError(f"the recipe's data (digits) is part of scikit-learn: --data {options.data} would not be read")
+    if options.download:
+        if recipe.data.kind != "cifar10":
+            raise DataError(f"--download fetches CIFAR-10; the recipe's data is {recipe.data.kind}")
         if options.data is None:
             raise DataError("--download needs --data DIR to put CIFAR-10 into")
         cifar10.download_cifar10(options.data)
@@ -71,13 +75,18 @@ def train(options: argparse.Namespace) -> None:
 def describe(options: argparse.Namespace) -> None:
     """Prints what a recipe's net has and costs; needs no data."""
     recipes, describing = _needs("export", "export.recipe", "export.describe")
-    description = describing.describe(recipes.load_recipe(options.recipe))
+    recipe = recipes.load_recipe(options.recipe)
+    try:
+        description = describing.describe(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{options.recipe}: {error}") from error
     print(describing.to_text(Path(options.recipe).stem, description))
 
 
 def export(options: argparse.Namespace) -> None:
     """Turns a run, or a model from elsewhere, into the next version of a bundle, verified."""
     source = source_of(options)
+    check_place(options.models, options.name)
     if source == "run":
         (publishing,) = _needs("export", "export.publish")
         _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
@@ -92,7 +101,8 @@ def verify(options: argparse.Namespace) -> None:
     """Holds a bundle to its promises and writes what was measured into it."""
     (verification,) = _needs("export", "export.verify")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
-    _report(verification.verify(bundle, options.data, options.from_torch).manifest)
+    verified = verification.verify(bundle, options.data, file=options.from_onnx, function=options.from_torch)
+    _report(verified.manifest)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -192,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--from-torch", metavar="MODULE:FUNCTION", help="hold it to the module that this makes: its code is run"
     )
+    one.add_argument(
+        "--from-onnx", type=Path, metavar="FILE", help="hold a bundle to the ONNX file that it is taken from"
+    )
 
     one = command("evaluate", evaluate)
     one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")
@@ -241,7 +254,9 @@ def _training_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder, made or resumed")
     one.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     one.add_argument(
-        "--init", metavar="WEIGHTS", help="fine-tune: a bundle (NAME, NAME@VERSION, a path) or a safetensors file"
+        "--init",
+        metavar="WEIGHTS",
+        help="fine-tune: a bundle (NAME, NAME@VERSION, a path), a run folder or a safetensors file",
     )
     one.add_argument("--models", type=Path, default=Path("models"), help="for --init: folder of bundles")
     one.add_argument(

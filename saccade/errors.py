@@ -33,14 +33,22 @@
 A message is one sentence that says what was wrong, the limit and the value seen.
 """
 
-from pydantic import ValidationError
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ValidationError
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as part of a sentence: where, what, and the value seen."""
+    """The first thing that pydantic found wrong, as part of a sentence: where, what, and the value seen.
+
+    What is wrong of several fields together has no single value, and of the whole no place.
+    """
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}; the value is {first['input']!r}"[:500]
+    said = first["msg"].removeprefix("Value error, ")
+    together = first["type"] == "value_error" and isinstance(first["input"], (Mapping, BaseModel))
+    value = "" if together else f"; the value is {first['input']!r}"
+    return f"{where and where + ': '}{said}{value}"[:500]
 
 
 class SaccadeError(Exception):

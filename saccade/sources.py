@@ -11,7 +11,7 @@ SOURCES = ("transformers", "torch", "onnx")
 _PICTURES = ("labels", "size", "mean", "std", "interpolation", "fit", "shortest_edge", "channels", "scores")
 _TAKEN = {
     "run": ("data",),
-    "transformers": ("revision",),
+    "transformers": ("revision", "grid"),
     "torch": (*_PICTURES, "grid", "weights"),
     "onnx": (*_PICTURES, "grid", "output"),
 }
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
     add = parser.add_argument_group("of --from-transformers").add_argument
     add("--revision", help="branch, tag or commit of a name on the hub")
+    add = parser.add_argument_group("of --from-transformers, --from-torch and --from-onnx").add_argument
+    add("--grid", type=_pair, metavar="RxC", help="rows and columns of patches, where they are not found")
     add = parser.add_argument_group("of --from-torch").add_argument
     add("--weights", type=Path, metavar="FILE", help="its state dict, safetensors")
     add = parser.add_argument_group("of --from-onnx").add_argument
@@ -37,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("of --from-torch and --from-onnx").add_argument
     add("--labels", type=Path, metavar="FILE", help="one a line, or JSON: a list or an object from index to label")
     add("--size", type=_pair, metavar="HxW", help="height and width of the input (default: what the model fixes)")
-    add("--grid", type=_pair, metavar="RxC", help="rows and columns of patches, where they are not found")
     add("--mean", type=float, nargs=3, help="of values from 0 to 1, in the model's order of channels")
     add("--std", type=float, nargs=3, help="of values from 0 to 1")
     add("--fit", choices=("crop", "stretch"), help="resize the shorter side and crop (default), or stretch")

@@ -184,8 +184,11 @@ def test_the_training_commands_of_the_readme_run_in_their_order(
     """Train, export, evaluate, verify, as written; on the digits, which need no download, in place of CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     lines = [shlex.split(line)[1:] for line in commands(README) if Path(line.split()[0]).name == "saccade"]
-    steps = [words for words in lines if words[0] not in ("overlay", "classify")]
+    ours = [words for words in lines if not any(word.startswith("--from-") for word in words)]  # they have pages
+    steps = [words for words in ours if words[0] not in ("overlay", "classify")]
     assert [words[0] for words in steps] == ["train", "export", "evaluate", "verify"]
+    assert steps[0][2:5] == ["--data", "data", "--download"]
+    del steps[0][2:5]
     for words in steps:
         assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err
     (folder,) = find_bundles(tmp_path / "models")

@@ -27,19 +27,30 @@ class Adder:
         values = [one if one is None or isinstance(one, ir.Value) else self.constant(np.array(one)) for one in inputs]
         node = ir.node(operator, values, attributes, name=self._new_name(operator))
         self.made.append(node)
-        if self.before is None:
-            self._graph.append(node)
-        else:
-            self._graph.insert_before(self.before, node)
+        self._put(node)
         result = node.outputs[0]
         self._take(result, self._new_name(operator.lower()))
         return result
+
+    def keep(self, value: ir.Value) -> None:
+        """Takes in an initializer of another graph; where its name is taken it gets a new one."""
+        self._take(value, self._free(value.name, "constant"))
+        self._graph.register_initializer(value)
+
+    def move(self, node: ir.Node) -> None:
+        """Takes in a node of another graph; where its names are taken it gets new ones."""
+        for value in node.outputs:
+            self._take(value, self._free(value.name, node.op_type.lower()))
+        if node.name is None or node.name in self._nodes:
+            node.name = self._new_name(node.op_type)
+        self._nodes.add(node.name)
+        self._put(node)
 
     def constant(self, array: NDArray[Any], name: str | None = None) -> ir.Value:
         """A new initializer, float32 or int64."""
         kept = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         value = ir.Value(name=None, shape=ir.Shape(kept.shape), const_value=ir.tensor(kept))
-        self._take(value, name if name is not None and name not in self._names else self._new_name("constant"))
+        self._take(value, self._free(name, "constant"))
         assert value.const_value is not None
         value.const_value.name = value.name
         value.type = ir.TensorType(value.const_value.dtype)
@@ -81,9 +92,18 @@ class Adder:
             value.type = ir.TensorType(ir.DataType.FLOAT)
         self._graph.outputs[:] = [*ours, *(value for value in self._theirs if value is not instead_of)]
 
+    def _put(self, node: ir.Node) -> None:
+        if self.before is None:
+            self._graph.append(node)
+        else:
+            self._graph.insert_before(self.before, node)
+
     def _take(self, value: ir.Value, name: str) -> None:
         value.name = name
         self._names[name] = value
+
+    def _free(self, name: str | None, stem: str) -> str:
+        return self._new_name(stem) if not name or name in self._names else name
 
     def _new_name(self, stem: str) -> str:
         while True:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.graph.labels import Cells, Frame, Labels, constant_along
 from export.graph.nodes import integer
@@ -51,6 +52,16 @@ class Found:
     cells: Cells | None
     """(windows, N): the label of each query of the first picture, see `labels`; None where nothing is known."""
     why_not: str | None = None
+
+    def unfolded(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of an array that the value has: (batch, heads, N, N) or (batch, windows, heads, N, N), rows being queries."""
+        if self.transposed:
+            weights = weights.swapaxes(-1, -2)
+        if self.unfolding is None:
+            return weights
+        sizes, order = self.unfolding.sizes, self.unfolding.order
+        apart = weights.reshape(*sizes, *self.tokens).transpose(*order, 3, 4)
+        return apart.squeeze(1) if self.cells is not None and len(self.cells) == 1 else apart
 
 
 def find(model: ir.Model, places: Places) -> list[Found]:

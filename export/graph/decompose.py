@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from export.graph import fused_attention
 from export.graph.adder import Adder
-from export.graph.nodes import describe, integer, number, words
+from export.graph.nodes import describe, integer, number, replace, words
 from export.graph.places import Places
 from saccade.errors import DataError
 
@@ -53,16 +53,22 @@ def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
             raise DataError(f"{describe(node)} cannot be undone: {error}") from error
         for made in add.made:
             places.follow(made)
-        _replace(model, node, results)
+        replace(model, node, results)
         rewritten.add(describe(node).split()[0])
     model.opset_imports.pop("ai.onnx", None)
     return sorted(rewritten)
 
 
 def check_operators(model: ir.Model) -> None:
-    """Raises DataError naming an operator that is neither ONNX's, nor the model's own function, nor to be undone."""
+    """Raises DataError naming an operator that is neither ONNX's, nor the model's own function, nor to be undone, or
+    that makes answers depend on each other.
+    """
     functions = {(domain, name) for domain, name, _ in model.functions}
     for node in model.graph:
+        if node.op_type.startswith("Dynamic") and "Quant" in node.op_type:
+            raise DataError(f"{describe(node)} quantises dynamically: the scale of its activations is that of the "
+                            "whole batch, so that an answer would depend on its neighbours; "
+                            "export QDQ (static) or float32")  # fmt: skip
         if node.domain in ("", "ai.onnx") or {(node.domain, node.op_type)} & (functions | REWRITES.keys()):
             continue
         if node.domain == "com.microsoft.nchwc":
@@ -73,16 +79,6 @@ def check_operators(model: ir.Model) -> None:
 
 def _at(results: list[ir.Value | None], index: int) -> ir.Value | None:
     return results[index] if index < len(results) else None
-
-
-def _replace(model: ir.Model, node: ir.Node, results: list[ir.Value | None]) -> None:
-    for value, result in zip(node.outputs, results, strict=False):
-        if result is not None:
-            name, value.name = value.name, None
-            if not result.is_initializer() and not result.is_graph_input():
-                result.name = name
-            value.replace_all_uses_with(result, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
 
 
 def _skip_layer_norm(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
@@ -138,24 +134,6 @@ def _swish(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     """Gives x sigmoid(alpha x), of opset 24."""
     (data,) = node.inputs
     return [add("Mul", data, add("Sigmoid", add("Mul", data, add.number(number(node, "alpha", 1.0)))))]
-
-
-def _bias_add(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
-    """Input + bias + skip."""
-    data, bias, skip = node.inputs
-    return [add("Add", add("Add", data, bias), skip)]
-
-
-def _bias_softmax(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
-    """Softmax(data + bias). An inner broadcast repeats each row of the bias; only that of numpy can be undone."""
-    data, bias = node.inputs
-    shapes = places.shape_of(data), places.shape_of(bias)
-    if np.broadcast_shapes(*shapes) != shapes[0]:
-        raise ValueError(f"its bias {list(shapes[1])} does not broadcast over {list(shapes[0])}")
-    axis = integer(node, "axis", 1) % len(shapes[0])
-    if axis != len(shapes[0]) - 1:
-        raise ValueError(f"it takes its softmax over all axes from {axis} on")
-    return [add("Softmax", add("Add", data, bias), axis=-1)]
 
 
 def _fused_matmul(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
@@ -262,8 +240,6 @@ REWRITES: dict[tuple[str, str], Rewrite] = {
     (MICROSOFT, "BiasGelu"): _gelu,
     (MICROSOFT, "FastGelu"): _gelu,
     (MICROSOFT, "QuickGelu"): _quick_gelu,
-    (MICROSOFT, "BiasAdd"): _bias_add,
-    (MICROSOFT, "BiasSoftmax"): _bias_softmax,
     (MICROSOFT, "FusedMatMul"): _fused_matmul,
     (MICROSOFT, "TransposeMatMul"): _fused_matmul,
     (MICROSOFT, "FusedConv"): _with_activation("Conv", 3),

@@ -67,7 +67,7 @@ def _kinds(schema: onnx.defs.OpSchema, constants: Sequence[NDArray[Any] | None])
 
 _TYPES = {
     "tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64,
-    "tensor(bool)": onnx.TensorProto.BOOL,
+    "tensor(bool)": onnx.TensorProto.BOOL, "tensor(uint8)": onnx.TensorProto.UINT8,
 }  # fmt: skip
 
 

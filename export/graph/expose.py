@@ -41,6 +41,8 @@ class Exposed:
     maps: Maps
     table: tuple[Row, ...]
     """All attention that was found, in depth order."""
+    sources: tuple[tuple[str, Found], ...]
+    """Of each of `layers` the value that it is made of, under the name that it had, and how it is made."""
 
 
 def expose(
@@ -48,32 +50,33 @@ def expose(
     size: tuple[int, int],
     *,
     logits: ir.Value | None = None,
+    over: slice | None = None,
     grid: tuple[int, int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Exposed:
     """Adds to `model`, in place, the outputs of a bundle; its own stay behind them. The input becomes `pixel_values`.
 
     `model` has plain operators of opset 20 (see `prepare`), one input (batch, 3, H, W) with a dynamic batch, and
-    `logits` (by default its first output) of (batch, classes). `grid` is used where none is found; `names` are what the
-    table calls the attention layers found, in depth order. Raises DataError where the graph is no such classifier.
+    `logits` (by default its first output) of (batch, classes), axes of 1 aside; `over` are the axes of a softmax behind
+    them. `grid` is used where none is found; `names` are what the table calls the attention layers found, in
+    depth order. Raises DataError where the graph is no such classifier.
     """
     (pixels,) = model.graph.inputs
     places = Places(model, size).follow_all(model)
-    head = model.graph.outputs[0] if logits is None else logits
-    shape = places.shape(head)
-    if shape is None or len(shape) != 2 or shape[0] != places.batch:
-        seen = places.lost.get(head) or f"it is {list(shape or ())} for {places.batch} pictures"
-        raise DataError(f"the output {head.name!r} is no (batch, labels): {seen}")
+    add = Adder(model)
+    theirs = model.graph.outputs[0] if logits is None else logits
+    head = _by_label(add, places, theirs, over)
+    classes = places.shape_of(head)[1]
     rows, used = _layers(find(model, places), grid, names)
     layers = tuple(layer for _, layer in used)
+    sources = tuple((found.weights.name or "", found) for found, _ in used)
     reading = _reading(head, places, used)
     tokens = read_class_tokens(head, places)
     rolled = reading is not None and len(used) == len(rows) and rolls_out(layers) and _one_frame(used)
 
-    add = Adder(model)
     add.named(pixels, INPUT)
-    class_map, result = (None, head) if tokens is None else _head(add, tokens, shape[1])
-    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS, keep=result is not head): shape[1:]}
+    class_map, result = (None, head) if tokens is None else _head(add, tokens, classes)
+    outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS, keep=result is not theirs): (classes,)}
     attention = [add.named(_unfolded(add, found), layer.output) for found, layer in used]
     outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
     learned = None
@@ -85,13 +88,35 @@ def expose(
         outputs[add.named(_rollout(add, attention, row, layers[-1]), ROLLOUT)] = (layers[-1].patches,)
     if tokens is not None:
         outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
-    add.outputs(outputs, instead_of=head)
+    add.outputs(outputs, instead_of=theirs)
     for value in model.graph.outputs[len(outputs) :]:
         _say_shape(value, places)
     common.RemoveUnusedNodesPass()(model)
     default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
     maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
-    return Exposed(shape[1], layers, reading.pooling if reading else None, maps, rows)
+    return Exposed(classes, layers, reading.pooling if reading else None, maps, rows, sources)
+
+
+def _by_label(add: Adder, places: Places, logits: ir.Value, over: slice | None) -> ir.Value:
+    """The logits as (batch, classes). Raises DataError where they are none."""
+    shape = places.shape(logits) or ()
+    labels = {axis for axis, length in enumerate(shape) if axis > 0 and length > 1}
+    of_batch = len(shape) > 0 and shape[0] == places.batch
+    written = f"({', '.join(['batch', *map(str, shape[1:])] if of_batch else map(str, shape))})"
+    if not of_batch or len(shape) < 2 or len(labels) > 1:
+        raise DataError(
+            f"the output {logits.name!r} is no (batch, labels): {places.lost.get(logits) or f'it is {written}'}"
+        )
+    summed = labels if over is None else set(list(range(len(shape)))[over])
+    if 0 in summed or not labels <= summed:
+        axes = ", ".join(map(str, sorted(summed)))
+        raise DataError(f"the softmax at the end sums over axis {axes} of {written}, which is not that of the labels: "
+                        "it must make scores of each picture by itself")  # fmt: skip
+    if len(shape) == 2:
+        return logits
+    flat = add("Flatten", logits, axis=1)
+    places.follow(add.made[-1])
+    return flat
 
 
 def _say_shape(value: ir.Value, places: Places) -> None:

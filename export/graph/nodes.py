@@ -1,5 +1,7 @@
 """Small things about nodes."""
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 
@@ -25,3 +27,14 @@ def words(node: ir.Node, name: str, default: str) -> str:
     """An attribute of a node."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_string()
+
+
+def replace(model: ir.Model, node: ir.Node, results: Sequence[ir.Value | None]) -> None:
+    """Puts values in place of a node's outputs, under the names that these had; None: of one that nobody uses."""
+    for value, result in zip(node.outputs, results, strict=False):
+        if result is not None:
+            name, value.name = value.name, None
+            if not result.is_initializer() and not result.is_graph_input():
+                result.name = name
+            value.replace_all_uses_with(result, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)

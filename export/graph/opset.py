@@ -28,9 +28,14 @@ def convert_opset(model: ir.Model) -> ir.Model:
     return model
 
 
+def opset_of(model: ir.Model) -> int:
+    """Of the standard operators; 0: none is said."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+
+
 def check_opset(model: ir.Model) -> int:
     """The graph's opset. Raises DataError where it is too old to be converted."""
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    opset = opset_of(model)
     if opset < _OLDEST:
         raise DataError(f"the graph has opset {opset}; the oldest that can be read is {_OLDEST}: export it anew")
     return opset

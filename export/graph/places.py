@@ -88,11 +88,11 @@ class Places:
     def _results(self, node: ir.Node) -> list[Labels] | list[NDArray[Any]]:
         constants = [self.constant(value) for value in node.inputs]
         labels = [None if value is None else self.labels.get(value) for value in node.inputs]
-        if all(label is None for label in labels):
-            return evaluate(node, constants)
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
                for attribute in node.attributes.values()):  # fmt: skip
             raise ValueError("its branches are graphs that depend on the picture")
+        if all(label is None for label in labels):
+            return evaluate(node, constants)
         if node.op_type in ("Shape", "Size") and labels[0] is not None:
             shape = np.array(labels[0].shape, np.int64)
             part = shape[integer(node, "start", 0) : integer(node, "end", len(shape))]

@@ -1,6 +1,7 @@
 """A classifier's graph as it was exported -> what `expose` takes: plain operators, opset 20, an open batch."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -8,13 +9,17 @@ from onnx_ir.passes import common
 from export.finite import check_finite
 from export.graph.adder import Adder
 from export.graph.batch import open_batch
+from export.graph.branches import take_branches
 from export.graph.decompose import decompose
-from export.graph.opset import convert_opset
+from export.graph.nodes import integer
+from export.graph.opset import convert_opset, opset_of
 from saccade.errors import DataError
 
 _CODES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _PROBABILITIES = ("Softmax", "LogSoftmax", "Sigmoid")
-_SAME = ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", "Dropout")
+_ONE_AXIS = 13
+"""The opset since which a Softmax sums over one axis; before, over all from that one on."""
+_SAME = ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", "Transpose", "Dropout")
 
 
 def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tuple[int, int], list[str]]:
@@ -30,6 +35,7 @@ def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tu
     _check_weights(model)
     model = convert_opset(model)
     size = _input(model, size, said)
+    take_branches(model, size)
     undone = decompose(model, size)
     if undone:
         said.append(f"operators taken apart: {', '.join(undone)}")
@@ -39,22 +45,45 @@ def prepare(model: ir.Model, size: tuple[int, int] | None) -> tuple[ir.Model, tu
     return model, size, said
 
 
-def logits_of(model: ir.Model, output: str | None, said: list[str]) -> tuple[ir.Value, bool]:
-    """(the logits, whether each is a label by itself): those before the softmax or sigmoid that a graph may end in.
+class Logits(NamedTuple):
+    """The logits of a graph: those before the softmax or sigmoid that it may end in."""
 
-    `output` names the one meant; without it, the one called logits, or else the first. Raises DataError.
-    """
+    value: ir.Value
+    by_itself: bool = False
+    """Each is a label by itself: a sigmoid follows."""
+    over: slice | None = None
+    """The axes that a softmax behind them sums over, which may be negative; None: there is none."""
+
+
+def logits_of(model: ir.Model, output: str | None, said: list[str]) -> Logits:
+    """`output` names the one meant; without it, the one called logits, or else the first. Raises DataError."""
     named = {value.name: value for value in model.graph.outputs}
     if output is not None and output not in named:
         raise DataError(f"the graph has no output {output!r}; it has {', '.join(map(str, named))}")
     value = named[output] if output is not None else named.get("logits", model.graph.outputs[0])
-    node = value.producer()
-    while node is not None and node.op_type in _SAME and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = _maker(value)
     if node is None or node.op_type not in _PROBABILITIES or node.inputs[0] is None:
-        return value, False
+        return Logits(value)
     said.append(f"the output {value.name} is a {node.op_type}: the logits are what it is taken of")
-    return node.inputs[0], node.op_type == "Sigmoid"
+    if node.op_type == "Sigmoid":
+        return Logits(node.inputs[0], by_itself=True)
+    onwards = opset_of(model) < _ONE_AXIS
+    axis = integer(node, "axis", 1 if onwards else -1)
+    return Logits(node.inputs[0], over=slice(axis, None if onwards or axis == -1 else axis + 1))
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    """What made the numbers of a value, whatever their layout. torch.squeeze is an If whose branches have the same."""
+    node = None if value is None else value.producer()
+    if value is None or node is None:
+        return None
+    if node.op_type in _SAME:
+        return _maker(node.inputs[0])
+    if node.op_type == "If":
+        branches = [attribute.as_graph() for attribute in node.attributes.values()]
+        makers = {_maker(branch.outputs[value.index() or 0]) for branch in branches}
+        return makers.pop() if len(makers) == 1 else node
+    return node
 
 
 def _check_weights(model: ir.Model) -> None:

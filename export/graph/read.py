@@ -26,6 +26,8 @@ def read_model(path: Path) -> ir.Model:
         raise DataError(f"{path} is no ONNX file, or it is cut off: {error}") from error
     if not proto.graph.node or not proto.graph.output:
         raise DataError(f"{path} is no ONNX model: it has {len(proto.graph.node)} nodes and no output")
+    for message in _messages(proto):
+        _check_text(path, message)
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path, tensor)
@@ -45,16 +47,26 @@ def external_files(path: Path) -> list[Path]:
                    if tensor.data_location == onnx.TensorProto.EXTERNAL})  # fmt: skip
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """All of them, wherever they stand: initializers, attributes, branches, functions."""
+    return (message for message in _messages(proto) if isinstance(message, onnx.TensorProto))
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    yield message
     for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for child in [value] if isinstance(value, Message) else value:
-            if isinstance(child, onnx.TensorProto):
-                yield child
-            else:
-                yield from _tensors(child)
+        if field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _messages(child)
+
+
+def _check_text(path: Path, message: Message) -> None:
+    """Protobuf gives a name that is no UTF-8 as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            broken = [one for one in ([value] if isinstance(value, str | bytes) else value) if isinstance(one, bytes)]
+            if broken:
+                raise DataError(f"{path} is no ONNX file, or it is broken: {broken[0]!r} in it is no text")
 
 
 def _location(tensor: onnx.TensorProto) -> str:
@@ -66,10 +78,16 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
     location = said.get("location", "")
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive
     file = path.parent / location
+    link = DataError(f"{path}: the tensor {tensor.name!r} is in {location}, and it is a link: copy the file itself "
+                     "beside the graph")  # fmt: skip
+    if any(one.is_symlink() for one in (file, *file.parents) if path.parent in one.parents):
+        raise link
     if not location or absolute or not file.resolve().is_relative_to(path.parent.resolve()):
         raise DataError(f"{path}: the tensor {tensor.name!r} is at {location!r}, which is out of the model's folder")
     if not file.is_file():
         raise DataError(f"{path}: the tensor {tensor.name!r} is in {location}, and there is no such file beside it")
+    if file.stat().st_nlink > 1:  # as readers of ONNX have it: a second name may be out of the folder
+        raise link
     try:
         offset, length = int(said.get("offset", 0)), int(said.get("length", 0))
     except ValueError as error:

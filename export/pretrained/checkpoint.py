@@ -6,7 +6,6 @@ here, and never the folder, so no other file of it can come in.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +41,9 @@ ARCHITECTURES = (
 """Every one of these is held to the framework in tests/export/pretrained."""
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+
+MOST_LABELS = 1_000_000
+"""More are a damaged number, which would fill the memory with names."""
 
 State = dict[str, Tensor]
 
@@ -91,27 +93,22 @@ def architecture_of(configuration: Mapping[str, Any]) -> str:
 
 
 def labels_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
-    """By number, from id2label. Equal labels (ImageNet has two cranes) get their numbers behind them, all of them: the
-    manifest's differ from each other.
-    """
+    """By number, from id2label; without one, of num_labels, as transformers names them. Raises DataError."""
     given = configuration.get("id2label")
     if not isinstance(given, dict) or not given:
         count = configuration.get("num_labels", 2)
-        given = {number: f"LABEL_{number}" for number in range(int(count))}
+        if type(count) is not int or not 1 <= count <= MOST_LABELS:
+            raise DataError(
+                f"num_labels of {CONFIGURATION} must be a whole number from 1 to {MOST_LABELS}, not {count!r}"
+            )
+        given = {number: f"LABEL_{number}" for number in range(count)}
     try:
         numbered = {int(number): str(label) for number, label in given.items()}
     except ValueError as error:
         raise DataError(f"id2label of {CONFIGURATION} must have whole numbers as keys: {error}") from error
     if sorted(numbered) != list(range(len(numbered))):
         raise DataError(f"id2label of {CONFIGURATION} must number its {len(numbered)} labels from 0, without gaps")
-    return _distinct(tuple(numbered[number] for number in range(len(numbered))))
-
-
-def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
-    several = {label for label, times in Counter(labels).items() if times > 1}
-    if not several:
-        return labels
-    return _distinct(tuple(f"{it} ({number})" if it in several else it for number, it in enumerate(labels)))
+    return tuple(numbered[number] for number in range(len(numbered)))
 
 
 def scores_of(configuration: Mapping[str, Any], count: int) -> Literal["softmax", "sigmoid"]:
@@ -131,7 +128,9 @@ def read_weights(paths: tuple[Path, ...]) -> State:
         try:
             with safe_open(path, framework="pt") as file:
                 given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            raise DataError(f"could not read {path}: {error.strerror or error}") from error
+        except SafetensorError as error:
             raise DataError(f"{path} is {_instead_of_safetensors(path)}: {error}") from error
         plain = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
         check_finite(path, ((name, tensor.numpy()) for name, tensor in plain.items()))
@@ -187,7 +186,7 @@ def model_of(configuration: Mapping[str, Any], state: State) -> nn.Module:
         except Exception as error:  # configurations and modules raise nearly everything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise DataError(
-                f"transformers cannot build a {model_class.__name__} of {CONFIGURATION}: {reason}"
+                f"{CONFIGURATION} makes no {model_class.__name__}; what transformers met with it: {reason}"
             ) from error
     own = model.state_dict()
     mismatched = [f"{name} is {tuple(there)}, not {tuple(wanted)}" for name, there, wanted in seen["mismatched_keys"]]
@@ -210,10 +209,12 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         return (folder / WHOLE,)
     if (folder / INDEX).is_file():
         mapping = _read_json(folder / INDEX).get("weight_map")
-        names = sorted(set(mapping.values())) if isinstance(mapping, dict) else []
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise DataError(f"{folder / INDEX} names {name!r}, which is not in the folder")
+        named = list(mapping.values()) if isinstance(mapping, dict) else []
+        there = {path.name for path in folder.iterdir() if path.is_file()}
+        for name in named:
+            if not isinstance(name, str) or name not in there:
+                raise DataError(f"the weight_map of {folder / INDEX} names {name!r}, which is not in the folder")
+        names = sorted(set(named))
         if names:
             return tuple(folder / name for name in names)
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))

@@ -8,6 +8,7 @@ hub's own, of Git LFS, or of Git for small files; https://huggingface.co/docs/hu
 import hashlib
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from saccade.errors import DataError
 WANTED = (CONFIGURATION, *PROCESSOR_FILES, WHOLE, INDEX, "model-*-of-*.safetensors")
 
 _HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Found(NamedTuple):
@@ -53,22 +55,35 @@ def _fetch(name: str, revision: str | None) -> Found:
             f"{library.HfApi().endpoint}: {reason}"
         ) from error
     for path in sorted(folder.iterdir()):
-        _check(path)
+        if any(fnmatch(path.name, pattern) for pattern in WANTED) and not path.is_dir():
+            try:
+                _check(path, name)
+            except OSError as error:
+                raise DataError(f"could not check {path}: {error}") from error
     return Found(folder, folder.name)
 
 
-def _check(path: Path) -> None:
+def _check(path: Path, name: str) -> None:
     """Raises DataError for content that is not what its name in the cache says, and removes it."""
     content = path.resolve()
     expected = content.name
+    if not path.is_symlink() or not _CHECKSUM.fullmatch(expected):
+        raise DataError(
+            f"{path} cannot be checked: it is no link to a file called after its checksum, as the cache has them where "
+            f"links can be made; huggingface_hub.snapshot_download({name!r}, local_dir=DIR) makes a folder, and DIR "
+            "can be given instead of the name"
+        )
+    if not content.is_file():
+        raise DataError(
+            f"the content of {path.name} is missing from the cache, where it was {content}: fetch it again, by the "
+            "same command with a connection to the hub"
+        )
     if len(expected) == 64:
         with content.open("rb") as file:
             seen = hashlib.file_digest(file, "sha256").hexdigest()
-    elif len(expected) == 40:
+    else:
         data = content.read_bytes()
         seen = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    else:
-        raise DataError(f"{path} cannot be checked: the hub's cache has it as {expected}, which is no checksum")
     if seen != expected:
         path.unlink()
         content.unlink()

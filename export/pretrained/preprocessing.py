@@ -5,6 +5,7 @@ manifest cannot say is refused by its name: a model that sees other pixels than 
 nobody is told.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,11 +62,13 @@ def preprocessing_of(processor: Any) -> Preprocessing:
     steps = _STEPS[type(processor).__name__.removesuffix("Pil")]
     if getattr(processor, "do_pad", None):
         raise DataError("the checkpoint's processor pads pictures (do_pad), which the manifest has no word for")
-    number = int(2 if processor.resample is None else processor.resample)
-    if not 0 <= number < len(_INTERPOLATION):
-        raise DataError(f"the checkpoint's processor has resample {number}; Pillow has 0 to {len(_INTERPOLATION) - 1}")
+    number = 2 if processor.resample is None else processor.resample
+    if number not in range(len(_INTERPOLATION)):
+        raise DataError(
+            f"the checkpoint's processor has resample {number!r}; Pillow has 0 to {len(_INTERPOLATION) - 1}"
+        )
     try:
-        return Preprocessing.model_validate({**steps(processor), "interpolation": _INTERPOLATION[number]})
+        return Preprocessing.model_validate({**steps(processor), "interpolation": _INTERPOLATION[int(number)]})
     except ValidationError as error:
         raise DataError(
             f"the manifest has no word for the checkpoint's preprocessing: {first_problem(error)}"
@@ -86,16 +89,17 @@ def _usual(processor: Any) -> dict[str, Any]:
 def _convnext(processor: Any) -> dict[str, Any]:
     """Below 384 the shorter side becomes `edge / crop_pct` and the middle is taken; from there on it is stretched."""
     edge = processor.size.shortest_edge
-    if not processor.do_resize or not edge:
+    if not processor.do_resize or edge is None:
         raise DataError(
             f"ConvNextImageProcessor needs do_resize and size.shortest_edge; size is {dict(processor.size)}"
         )
     if processor.do_center_crop:
         raise DataError("ConvNextImageProcessor with do_center_crop crops twice, which the manifest has no word for")
+    edge = _edge("size.shortest_edge", edge)
     shape = {"height": edge, "width": edge}
     if edge >= WARPED_FROM:
         return {**shape, "fit": "stretch", **_normalization(processor)}
-    resized = int(edge / processor.crop_pct)
+    resized = int(edge / _number("crop_pct", processor.crop_pct, least=0.01))
     return {**shape, "fit": "crop", "shortest_edge": resized, **_normalization(processor)}
 
 
@@ -106,20 +110,22 @@ def _mobilevit(processor: Any) -> dict[str, Any]:
 
 
 def _resize_and_crop(processor: Any) -> dict[str, Any]:
-    size = dict(processor.size or {})
-    size = {key: value for key, value in size.items() if value is not None}
-    crop = processor.crop_size if processor.do_center_crop else None
+    size = {key: _edge(f"size.{key}", value) for key, value in dict(processor.size or {}).items() if value is not None}
+    crop = None
+    if processor.do_center_crop:
+        given = dict(processor.crop_size or {})
+        crop = (_edge("crop_size.height", given.get("height")), _edge("crop_size.width", given.get("width")))
     if not processor.do_resize:
         raise DataError("the checkpoint's processor does not resize (do_resize is false): pictures come in every size")
     if set(size) == {"height", "width"}:
         to = (size["height"], size["width"])
-        height, width = to if crop is None else (crop.height, crop.width)
+        height, width = crop or to
         _check_no_padding((height, width), to)
         stretched = {"stretch_to": to} if (height, width) != to else {}
         return {"height": height, "width": width, "fit": "stretch", **stretched}
     if set(size) == {"shortest_edge"} and crop is not None:
-        _check_no_padding((crop.height, crop.width), (size["shortest_edge"],) * 2)
-        return {"height": crop.height, "width": crop.width, "fit": "crop", "shortest_edge": size["shortest_edge"]}
+        _check_no_padding(crop, (size["shortest_edge"],) * 2)
+        return {"height": crop[0], "width": crop[1], "fit": "crop", "shortest_edge": size["shortest_edge"]}
     if set(size) == {"shortest_edge"}:
         raise DataError(
             "the checkpoint's processor keeps proportions and crops nothing (size.shortest_edge without "
@@ -141,16 +147,34 @@ def _check_no_padding(crop: tuple[int, int], resized: tuple[int, int]) -> None:
 
 def _normalization(processor: Any, *, normalizes: bool | None = None) -> dict[str, Any]:
     """Mean and std of values from 0 to 1, such that they give (level * rescale_factor - mean) / std."""
-    factor = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
+    factor = 255.0
+    if processor.do_rescale:
+        factor *= _number("rescale_factor", processor.rescale_factor, least=1e-6)
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     if processor.do_normalize if normalizes is None else normalizes:
-        mean, std = _three(processor.image_mean), _three(processor.image_std)
+        mean, std = _three("image_mean", processor.image_mean), _three("image_std", processor.image_std)
     return {"mean": tuple(m / factor for m in mean), "std": tuple(s / factor for s in std)}
 
 
-def _three(values: Any) -> tuple[float, ...]:
-    return (float(values),) * 3 if isinstance(values, (int, float)) else tuple(map(float, values))
+def _three(key: str, values: Any) -> tuple[float, ...]:
+    several = values if isinstance(values, (list, tuple)) else [values] * 3
+    if len(several) != 3:
+        raise DataError(f"the checkpoint's processor has {key} {values!r}, which must be a number or three of them")
+    return tuple(_number(key, value) for value in several)
+
+
+def _number(key: str, value: Any, least: float = -sys.float_info.max) -> float:
+    if isinstance(value, (int, float)) and least <= value <= sys.float_info.max:  # which NaN is not
+        return float(value)
+    bound = f" of at least {least:g}" if least > 0 else ""
+    raise DataError(f"the checkpoint's processor has {key} {value!r}, which must be a number{bound}")
+
+
+def _edge(key: str, value: Any) -> int:
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise DataError(f"the checkpoint's processor has {key} {value!r}, which must be a whole number of pixels")
 
 
 _STEPS: dict[str, Callable[[Any], dict[str, Any]]] = {

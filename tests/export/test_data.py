@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from export import cifar10
-from export.cifar10 import Cifar10, download_cifar10
+from export.cifar10 import CIFAR10_CLASSES, Cifar10, download_cifar10
 from export.data import Digits, open_source
 from export.examples import held_out, load, split
 from export.folder import ImageFolder
@@ -162,22 +162,22 @@ def cifar10_like_labels() -> np.ndarray:
 def test_five_hundred_of_each_class_of_cifar10_are_held_out() -> None:
     """One of ten training pictures of each class is kept for choices, and no more."""
     labels = cifar10_like_labels()
-    mask = held_out(labels)
+    mask = held_out(labels, CIFAR10_CLASSES)
     assert np.bincount(labels[mask]).tolist() == [500] * 10
     assert np.bincount(labels[~mask]).tolist() == [4_500] * 10
 
 
 def test_the_same_pictures_are_held_out_every_time() -> None:
     """Neither another call nor another release of numpy moves a picture over; the digest is that of numpy 2.4."""
-    mask = held_out(cifar10_like_labels())
-    np.testing.assert_array_equal(mask, held_out(cifar10_like_labels()))
+    mask = held_out(cifar10_like_labels(), CIFAR10_CLASSES)
+    np.testing.assert_array_equal(mask, held_out(cifar10_like_labels(), CIFAR10_CLASSES))
     assert hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16] == "a0b9721e841fd7f1"
 
 
 def test_a_split_puts_each_picture_on_one_side() -> None:
     """What choices are made on was never trained on."""
     pictures = load(Digits().training(), STRETCH)
-    to_train_on, kept = (load(part, STRETCH) for part in split(Digits().training()))
+    to_train_on, kept = (load(part, STRETCH) for part in split(Digits()))
     marks = [{pixels.tobytes() for pixels in part.pixels} for part in (to_train_on, kept, pictures)]
     assert len(to_train_on.labels) + len(kept.labels) == len(pictures.labels)
     assert not marks[0] & marks[1]
@@ -186,8 +186,8 @@ def test_a_split_puts_each_picture_on_one_side() -> None:
 
 def test_a_class_of_one_picture_cannot_be_split() -> None:
     """The class and its count are named."""
-    with pytest.raises(DataError, match="class 1 has 1 training picture; at least 2 are needed"):
-        held_out(np.array([0, 0, 1]))
+    with pytest.raises(DataError, match="class dog has 1 training picture; at least 2 are needed"):
+        held_out(np.array([0, 0, 1]), ("cat", "dog"))
 
 
 FORMATS = {
@@ -298,4 +298,4 @@ def test_the_real_cifar10_is_what_was_published() -> None:
     assert np.bincount(test.labels).tolist() == [1_000] * 10
     means = training.pixels.mean((0, 1, 2), np.float64) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=5e-5)
-    assert np.bincount(split(source.training())[1].labels).tolist() == [500] * 10
+    assert np.bincount(split(source)[1].labels).tolist() == [500] * 10

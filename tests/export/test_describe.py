@@ -131,11 +131,13 @@ def test_layers_of_different_grids_and_heads_are_told_apart(tmp_path: Path, caps
     assert "maps: class;" in shown
 
 
-def test_an_image_folder_needs_its_number_of_classes(tmp_path: Path) -> None:
+def test_an_image_folder_needs_its_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is the one thing that no recipe without data can know."""
     (tmp_path / "mine.toml").write_text(TEXT.replace("classes = 1000\n", ""))
     with pytest.raises(RecipeError, match=r"add classes = N to the recipe's \[data\]"):
         describe(load_recipe(str(tmp_path / "mine.toml")))
+    assert main(["describe", str(tmp_path / "mine.toml")]) == 2
+    assert capsys.readouterr().err.startswith(f"saccade: {tmp_path / 'mine.toml'}: how many classes")
 
 
 def test_a_number_of_classes_that_the_data_set_has_itself_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.distributed import World
 from export.run import read_run
+from saccade.errors import RecipeError
 from tests.conftest import ROOT
 from tests.export import together
 from tests.export.conftest import same_tensors
@@ -26,6 +28,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return folder
 
 
@@ -69,7 +72,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_of_them(two: Path) -
     said = [(two / f"said-{rank}").read_text().splitlines() for rank in range(2)]
     assert said[0] == said[1]
     assert said[0][0].startswith("the loss is nan at epoch 1, step 2, rate ")
-    assert said[0][1] == "training.batch is 63; 2 processes cannot share it evenly"
+    assert said[0][1] == "training.batch is 63; 2 processes cannot share 63 evenly"
     assert all(tensor.isfinite().all() for tensor in load_file(two / "nan" / "checkpoint.safetensors").values())
 
 
@@ -79,4 +82,13 @@ def test_the_command_trains_together_and_one_process_writes_and_talks(two: Path)
     assert "held-out accuracy" in first
     assert second == "0\n"
     assert len((two / "command" / "metrics.jsonl").read_text().splitlines()) == 1
-    assert json.loads((two / "command" / "run.json").read_text())["processes"] == 2
+    made = json.loads((two / "command" / "run.json").read_text())
+    assert made["processes"] == 2
+    assert made["command"] == f"torchrun --nproc-per-node 2 -m tests.export.together {two}"
+
+
+def test_few_pictures_are_named_where_they_make_the_batch() -> None:
+    """The recipe's number alone would not explain what cannot be shared."""
+    message = "training.batch is 64, but there are 33 pictures to train on; 2 processes cannot share 33 evenly"
+    with pytest.raises(RecipeError, match=message):
+        World(torch.device("cpu"), 0, 2).part(33, 64)

@@ -32,7 +32,7 @@ def counted_in_torch(bundle: Bundle, split: str) -> tuple[int, int]:
     labels = np.array([example.label for example in examples])
     pixels = np.stack([np.asarray(example.picture.resize((16, 16), 2)) for example in examples])  # 2: bilinear
     if split == "held-out":
-        mask = held_out(labels)
+        mask = held_out(labels, Digits.classes)
         labels, pixels = labels[mask], pixels[mask]
     net = build(tiny_recipe("tiny-cct").net, (16, 16), 10)
     net.load_state_dict(load_file(bundle.weights))

@@ -1,5 +1,6 @@
 """Image folders with something wrong in them: named before an hour of training, and nothing passed over."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from export.folder import ImageFolder
+from export.run import read_run
 from export.train import train
 from saccade.errors import DataError
 from tests.conftest import tiny_recipe
@@ -41,12 +43,37 @@ def test_an_empty_file_is_named_at_once(root: Path) -> None:
 
 
 def test_a_corrupt_picture_in_the_middle_is_named_before_training_where_all_are_read_first(root: Path) -> None:
-    """In memory: no epoch is lost to it."""
+    """In memory: no epoch is lost to it, and no run is begun."""
     path = root / "train" / "mole" / "g.jpeg"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"train/mole/g\.jpeg: "):
         train(tiny_recipe("tiny-cct"), ImageFolder(root, WHITE), root / "run", resident="always")
-    assert (root / "run" / "metrics.jsonl").read_text() == ""
+    assert not (root / "run").exists()
+
+
+def test_a_run_that_a_corrupt_picture_ended_in_its_first_epoch_begins_anew(root: Path) -> None:
+    """With the picture mended or gone the data are others, and the same command trains on them."""
+    path = root / "train" / "mole" / "g.jpeg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"train/mole/g\.jpeg: "):
+        train(tiny_recipe("tiny-cct"), ImageFolder(root, WHITE), root / "run", resident="never")
+    path.unlink()
+    source = ImageFolder(root, WHITE)
+    train(tiny_recipe("tiny-cct"), source, root / "run", resident="never")
+    assert json.loads((root / "run" / "run.json").read_text())["data_sha256"] == source.training().fingerprint()
+    assert len(read_run(root / "run")[3]) == 1
+
+
+def test_hidden_files_and_folders_are_passed_over(root: Path) -> None:
+    """What notebooks and macOS leave behind is neither a class nor a picture."""
+    before = ImageFolder(root, WHITE)
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "val" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "zebra" / "._a.jpg").write_bytes(b"Mac OS X")
+    now = ImageFolder(root, WHITE)
+    assert now.classes == before.classes
+    assert now.training().fingerprint() == before.training().fingerprint()
+    assert len(now.test()) == len(before.test())
 
 
 def test_a_class_of_the_test_split_that_was_not_trained_is_refused(root: Path) -> None:

@@ -240,9 +240,11 @@ def test_channels_last_get_a_transpose(export: Callable[..., int], file: Path, t
     [
         json.dumps(LABELS),
         json.dumps({str(index): label for index, label in enumerate(LABELS)}),
+        "\ufeff" + "\r\n".join(LABELS),
+        "\ufeff" + json.dumps(LABELS),
         json.dumps({"model_type": "vit", "id2label": {str(index): label for index, label in enumerate(LABELS)}}),
     ],
-    ids=["list", "object", "configuration"],
+    ids=["list", "object", "lines of Windows", "list of Windows", "configuration"],
 )
 def test_labels_come_as_lines_or_json(
     export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, content: str
@@ -251,6 +253,17 @@ def test_labels_come_as_lines_or_json(
     labels.write_text(content)
     assert export(file) == 0
     assert taken(tmp_path).manifest.labels == LABELS
+
+
+def test_equal_labels_get_their_numbers(
+    export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ImageNet's two cranes: all of them, until they differ, and it is said."""
+    labels.write_text("crane\ncrane (2)\ncrane\ndog\ndog\n")
+    assert export(file) == 0
+    assert taken(tmp_path).manifest.labels == ("crane (0)", "crane (2) (1)", "crane (2) (2)", "dog (3)", "dog (4)")
+    said = capsys.readouterr().out
+    assert "equal labels got their numbers behind them: crane (0), crane (2), dog (3), dog (4)" in said
 
 
 def test_labels_in_the_graphs_metadata_need_no_file(export: Callable[..., int], file: Path, tmp_path: Path) -> None:
@@ -306,7 +319,9 @@ def test_a_file_that_is_no_model_is_refused(
         ("../outside.bin", "is at '../outside.bin', which is out of the model's folder"),
         ("/etc/hostname", "is at '/etc/hostname', which is out of the model's folder"),
         ("C:\\weights.bin", "which is out of the model's folder"),
-        ("link.bin", "is at 'link.bin', which is out of the model's folder"),
+        ("link.bin", "is in link.bin, and it is a link: copy the file itself beside the graph"),
+        ("linked/second.bin", "is in linked/second.bin, and it is a link: copy the file itself beside the graph"),
+        ("second.bin", "is in second.bin, and it is a link: copy the file itself beside the graph"),
         ("sub/../../outside.bin", "which is out of the model's folder"),
         ("nothing.bin", "and there is no such file beside it"),
         ("short.bin", "ends at byte 64 of short.bin, which has 3"),
@@ -323,9 +338,11 @@ def test_external_data_stays_in_the_folder(
 ) -> None:
     """Whatever path a file names, nothing outside of its folder is opened: no parent, no absolute path, no link."""
     (tmp_path / "given").mkdir()
+    (tmp_path / "given/linked").symlink_to(tmp_path / "given")
     (tmp_path / "outside.bin").write_bytes(bytes(4096))
     (tmp_path / "given/link.bin").symlink_to(tmp_path / "outside.bin")
     (tmp_path / "given/short.bin").write_bytes(b"abc")
+    (tmp_path / "given/second.bin").hardlink_to(tmp_path / "outside.bin")
     proto = onnx.load(file)
     (tensor,) = [one for one in proto.graph.initializer if one.name == "norm.bias"]
     tensor.ClearField("raw_data")
@@ -345,6 +362,18 @@ def test_external_data_hidden_in_an_attribute_is_found(file: Path, tmp_path: Pat
     onnx.save(proto, tmp_path / "hidden.onnx")
     with pytest.raises(DataError, match="'hidden' is at '/etc/hostname', which is out of the model's folder"):
         read_model(tmp_path / "hidden.onnx")
+
+
+def test_a_flipped_bit_is_one_sentence(
+    export: Callable[..., int], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is no text any more; no stack trace, and no banner of ONNX Runtime's."""
+    content = file.read_bytes()
+    assert content.count(b"norm.bias") > 1
+    (tmp_path / "flipped.onnx").write_bytes(content.replace(b"norm.bias", b"norm.bia\xf3", 1))
+    assert "it is broken: b'norm.bia\\xf3' in it is no text" in refused(
+        export, tmp_path / "flipped.onnx", tmp_path, capsys
+    )
 
 
 def changed(file: Path, to: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -415,7 +444,7 @@ BAD = {
     _nan: "the graph has weights that are no numbers: norm.bias has 16 numbers that are NaN or infinite",
     _second_input: "the graph takes 2 inputs (x, mask); a classifier of pictures takes one",
     _integers: "the graph takes bytes as uint8; it must take float32, already normalised",
-    _no_logits: "is no (batch, labels): it is [3, 25, 16] for 3 pictures",
+    _no_logits: "is no (batch, labels): it is (batch, 25, 16)",
     _branches: "If 'fork' could not be followed: its branches are graphs that depend on the picture",
     _four_pictures: "the graph takes 4 pictures, no more and no fewer: export it with an open batch, or 1",
     _grey: "the graph takes 1 channels; pictures have 3",
@@ -468,7 +497,6 @@ def test_options_that_do_not_fit_are_refused(
         ('{"0": "a", "2": "b"}', "holds no labels: its keys are not the numbers from 0 to 1"),
         ("[1, 2]", "it is neither a list of texts nor an object from index to text"),
         ("[", "holds no labels"),
-        ("a\na\nb\nc\nd\n", "labels must differ from each other"),
         (None, "could not read labels"),
     ],
 )
@@ -476,9 +504,18 @@ def test_labels_that_do_not_match_the_head_are_refused(
     export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, content: str | None, message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Their number, their form, their being different."""
+    """Their number and their form."""
     labels.unlink() if content is None else labels.write_text(content)
     assert message in refused(export, file, tmp_path, capsys)
+
+
+def test_labels_are_counted_before_anything_long(
+    export: Callable[..., int], file: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a graph that says how many logits it has, before it is brought into our form, which this one cannot be."""
+    labels.write_text("one\ntwo\n")
+    path = changed(file, tmp_path / "bad.onnx", _integers)
+    assert "there are 2 labels and the model gives 5 logits" in refused(export, path, tmp_path, capsys)
 
 
 def test_a_graph_without_labels_asks_for_them(

@@ -203,10 +203,13 @@ def test_a_cnn_has_a_class_map_and_says_that_it_has_no_attention(tmp_path: Path)
 
 
 def test_what_the_command_says_of_pictures_is_in_the_manifest(tmp_path: Path) -> None:
-    """Sizes, fit, mean and std; what nobody said is taken as on ImageNet, and said."""
+    """Sizes, fit, mean and std; what nobody said is taken as on ImageNet, and said; so are equal labels."""
     saved("cnn", tmp_path)
     more = ["--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2", "--channels", "BGR", "--scores", "sigmoid"]
+    (tmp_path / "labels.txt").write_text("crane\ndog\ncrane\nhen\nowl\n")
     bundle, said = exported("cnn", tmp_path, *more, size="32x32")
+    assert bundle.manifest.labels == ("crane (0)", "dog", "crane (2)", "hen", "owl")
+    assert "equal labels got their numbers behind them: crane (0), crane (2)" in said
     spec = bundle.manifest.preprocessing
     assert (spec.height, spec.width, spec.channels, spec.mean, spec.std) == (32, 32, "BGR", (0.5,) * 3, (0.2,) * 3)
     assert bundle.manifest.scores == "sigmoid"
@@ -344,9 +347,12 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "cnn", edited(lambda state: state.update({"head.weight": state["head.weight"].long()})),
         "does not fit the module: head.weight is int64, not float32",
     ),
-    "no file": ("cnn", lambda folder: (folder / "weights.safetensors").unlink(), "is not a whole safetensors file"),
+    "no file": ("cnn", lambda folder: (folder / "weights.safetensors").unlink(), "could not read"),
     "labels": (
         "cnn", lambda folder: (folder / "labels.txt").write_text("a\nb"), "there are 2 labels and the model gives 5"
+    ),
+    "labels, and what cannot be traced": (
+        "data_dependent", lambda folder: (folder / "labels.txt").write_text("a\nb"), "there are 2 labels and the model"
     ),
     "no function": ("missing", keep, "tests.export.own_nets has no function missing"),
     "function raises": ("raises", keep, "raises() failed with OSError: no such checkpoint"),

@@ -134,6 +134,7 @@ def test_the_best_weights_of_a_run_know_their_grid_and_their_classes(runs: dict[
     said = initialise(fresh("tiny-vit", (24, 24), 2), weights, ("a", "b"))
     assert said.name == "best.safetensors"
     assert said.changes == ("new head for 2 classes", "position 1 x 25 x 32 interpolated to 1 x 37 x 32")
+    assert read_weights(str(runs["tiny-vit"]), models).sha256 == weights.sha256  # the run folder itself does as well
 
 
 def test_a_file_from_elsewhere_is_taken_where_it_fits_as_it_is(models: Path, tmp_path: Path) -> None:

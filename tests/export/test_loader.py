@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,17 @@ def seen(one: Loader, orders: list[Order]) -> list[tuple[torch.Tensor, torch.Ten
     return [(batch.pictures.contiguous(), batch.labels) for batch in one.batches(orders)]
 
 
-def test_pictures_are_the_same_from_memory_and_from_any_number_of_workers(tmp_path: Path) -> None:
+def test_pictures_are_the_same_from_memory_and_from_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Order and pixels, epoch after epoch, are those that were asked for."""
     examples = folder_examples(write_folder(tmp_path))
     orders = [Order(np.array(indices)) for indices in ([5, 0, 35], [7, 7], [1, 2, 3, 4])]
-    resident = open_loader(examples, SPEC, CPU, resident="always")
     streams = [open_loader(examples, SPEC, CPU, resident="never", workers=number) for number in (0, 2)]
-    expected = seen(resident, orders)
+    expected = seen(open_loader(examples, SPEC, CPU, resident="always"), orders)
+    monkeypatch.setattr(loader, "WORTH_A_WORKER", 18)
+    monkeypatch.setattr(loader, "FILL", 10)
+    streams.append(open_loader(Unreadable(examples), SPEC, CPU, resident="always", workers=2))
     for again in (orders, orders[::-1]):
         for stream in streams:
             for one, other in zip(seen(stream, again), expected if again is orders else expected[::-1], strict=True):
@@ -63,6 +68,35 @@ def test_pictures_are_the_same_from_memory_and_from_any_number_of_workers(tmp_pa
     assert expected[0][0].dtype == torch.uint8
     assert expected[0][0].shape == (3, 3, 12, 20)
     assert expected[0][1].tolist() == [0, 0, 2]
+
+
+class Unreadable(Examples):
+    """In this process: worker processes must read them."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+        self._process = os.getpid()
+        self.labels = examples.labels
+
+    def picture(self, index: int) -> Image.Image:
+        assert os.getpid() != self._process
+        return self._examples.picture(index)
+
+    def fingerprint(self) -> str:
+        return self._examples.fingerprint()
+
+
+def test_pictures_in_memory_take_no_more_than_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are put where they stay as they come: beside them there is never more than a batch or two."""
+    spec = SPEC.model_copy(update={"height": 128, "width": 128})
+    examples = folder_examples(write_folder(tmp_path))
+    monkeypatch.setattr(loader, "FILL", 4)
+    tracemalloc.start()  # sees NumPy's memory, not torch's
+    try:
+        open_loader(examples, spec, CPU, resident="always")
+        assert tracemalloc.get_traced_memory()[1] < len(examples) * 3 * 128 * 128 / 2
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -71,7 +71,7 @@ def test_the_best_weights_have_the_accuracy_that_the_metrics_say(runs: dict[str,
     recipe, weights, state, metrics = read_run(runs[name])
     net = build(recipe.net, recipe.size, 10)
     net.load_state_dict(weights)
-    held_out = load(split(Digits().training())[1], recipe.preprocessing)
+    held_out = load(split(Digits())[1], recipe.preprocessing)
     inputs = (torch.from_numpy(held_out.pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     with torch.inference_mode():
         predicted = net.eval()(inputs).argmax(-1).numpy()

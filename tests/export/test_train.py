@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from export.checkpoint import read, write
 from export.data import Digits
+from export.distributed import World
 from export.examples import Examples
+from export.losses import Losses
 from export.recipe import RECIPES, Recipe
 from export.run import read_run
 from export.train import train
 from saccade.cli import main
-from saccade.errors import DataError, RecipeError
+from saccade.errors import DataError, RecipeError, SetupError
 from tests.conftest import ROOT, run_recipe, tiny_recipe
 from tests.export.conftest import FewDigits, after_each_step, float64, same_tensors
 
@@ -131,8 +134,7 @@ def test_ctrl_c_on_the_command_line_leaves_a_run_that_resumes(tmp_path: Path) ->
     (tmp_path / "mine.toml").write_text(text)
     arguments = ["train", str(tmp_path / "mine.toml"), "--out"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from saccade.cli import main; sys.exit(main())",
-         *arguments, str(tmp_path / "stopped")],
+        [sys.executable, "-m", "saccade.cli", *arguments, str(tmp_path / "stopped")],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
@@ -146,6 +148,8 @@ def test_ctrl_c_on_the_command_line_leaves_a_run_that_resumes(tmp_path: Path) ->
     assert "Traceback" not in said
     assert f"the same command resumes from the last epoch in {tmp_path / 'stopped'}" in said
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 1
+    command = json.loads((tmp_path / "stopped" / "run.json").read_text())["command"]
+    assert command == shlex.join(["python", "-m", "saccade.cli", *arguments, str(tmp_path / "stopped")])
     assert main([*arguments, str(tmp_path / "stopped")]) == 0
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     assert_same(tmp_path / "whole", tmp_path / "stopped")
@@ -166,6 +170,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     with pytest.raises(DataError, match=f"the loss is nan at epoch 2, step 3, rate {rate:g}"), after_each_step(blow_up):
         run(recipe, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(tmp_path: Path) -> None:
+    """No loss has seen them: with one step an epoch, checkpoint and best are still those of the epoch before."""
+    recipe = recipe_of("tiny-cct", epochs=2, batch=180)
+    run(recipe, tmp_path, stop_after=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def blow_up(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.param_groups[0]["params"][0].data[0] = float("inf")
+
+    with (
+        pytest.raises(DataError, match="weights are not finite after epoch 2, step 1, rate "),
+        after_each_step(blow_up),
+    ):
+        run(recipe, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_rate_that_overflows_in_the_first_step_leaves_no_best_weights(tmp_path: Path) -> None:
+    """What could be exported would be no model."""
+    with pytest.raises(DataError, match=r"weights are not finite after epoch 1, step 1, rate 1e\+38"):
+        run(recipe_of("tiny-cct", epochs=1, batch=180, learning_rate=1e38, warmup_epochs=0), tmp_path)
+    assert not (tmp_path / FILES[1]).exists()
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / FILES[0]).values())
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    """The loss before it may still be a number; epoch, step and rate are said."""
+    losses = Losses(World(torch.device("cpu")), 2)
+    losses.add(torch.tensor(1.0), torch.tensor(3.0), 0.5)
+    losses.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.25)
+    with pytest.raises(DataError, match=r"the norm of the gradient is inf at epoch 3, step 2, rate 0\.25"):
+        losses.mean()
 
 
 def snapshots(recipe: Recipe, folder: Path) -> list[dict[str, Tensor]]:
@@ -333,6 +371,79 @@ def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(tmp_path: Path, roo
     run(recipe, tmp_path / "full")
     run(recipe, tmp_path / "whole")
     assert_same(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_loses_no_metrics(tmp_path: Path) -> None:
+    """Epochs that have no checkpoint are taken back whole or not at all; with room again the run goes on."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path / "full", stop_after=1)
+    first = (tmp_path / "full" / FILES[0]).read_bytes()
+    run(recipe, tmp_path / "full")
+    (tmp_path / "full" / FILES[0]).write_bytes(first)  # as if the second epoch's had never been written
+    before = (tmp_path / "full" / "metrics.jsonl").read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, old[1]))
+    try:
+        with pytest.raises(DataError, match=r"could not write .*File too large"):
+            run(recipe, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (tmp_path / "full" / "metrics.jsonl").read_bytes() == before
+    run(recipe, tmp_path / "full")
+    run(recipe, tmp_path / "whole")
+    assert_same(tmp_path / "whole", tmp_path / "full")
+
+
+def test_metrics_that_are_damaged_are_named_when_a_run_goes_on(tmp_path: Path) -> None:
+    """One sentence with the file, not a parser's trace."""
+    recipe = recipe_of("tiny-cct", epochs=2)
+    run(recipe, tmp_path, stop_after=1)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "lo')
+    with pytest.raises(DataError, match=r"metrics\.jsonl is not a line of JSON an epoch"):
+        run(recipe, tmp_path)
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    """The second is told so, and the first goes on; once it has ended the folder is free."""
+    recipe = recipe_of("tiny-cct", epochs=1)
+    said: list[str] = []
+
+    def second(_: torch.optim.Optimizer) -> None:
+        if not said:
+            with pytest.raises(DataError) as caught:
+                run(recipe, tmp_path)
+            said.append(str(caught.value))
+
+    with after_each_step(second):
+        run(recipe, tmp_path)
+    assert said == [f"another process trains into {tmp_path}: give another folder, or wait for it"]
+    run(recipe, tmp_path)
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With other processes or another torch the bits are others, and one line names both; here it is silent."""
+    recipe = recipe_of("tiny-cct", epochs=3)
+    run(recipe, tmp_path, stop_after=1)
+    run(recipe, tmp_path, stop_after=2)
+    assert "bit for bit" not in capsys.readouterr().err
+    tensors, state = read(tmp_path / FILES[0])
+    write(tmp_path / FILES[0], tensors, {**state, "processes": 8, "torch": "1.0"})
+    run(recipe, tmp_path)
+    said = (
+        f"epoch 2 was trained with processes 8, now 1; torch 1.0, now {torch.__version__}: from here on not bit for bit"
+    )
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_compile_without_a_compiler_is_said_before_training(tmp_path: Path) -> None:
+    """One sentence, and no folder."""
+    from torch._inductor import config
+
+    absent = config.patch({"cpp.cxx": (None, "absent-compiler")})
+    with absent, pytest.raises(SetupError, match=r"compile = true needs a C\+\+ compiler"):
+        run(recipe_of("tiny-cct", epochs=1, compile=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_pictures_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from export.recipe import Recipe, load_recipe
 from export.train import train
 from saccade.cli import main
 from saccade.errors import SaccadeError
+from tests.conftest import tiny_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -72,6 +73,12 @@ def interrupted(folder: Path) -> None:
         train(lively(), FewDigits(), folder / "stopped", stop_after=stop_after, resident="never", workers=0)
 
 
+def convolutional(folder: Path) -> None:
+    """Convolutions of all sizes, whose strides must be those of their gradients."""
+    for kind, net in (("hybrid", "tiny-hybrid"), ("convmixer", "tiny-convmixer")):
+        train(tiny_recipe(net, epochs=1, batch=64), FewDigits(), folder / kind)
+
+
 def failing(folder: Path) -> None:
     """The last process alone has a loss that is no number; then a batch of 63 for two; each says why it stopped."""
 
@@ -102,7 +109,7 @@ def command(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    for scene in (without_augmentation, interrupted, failing, command):
+    for scene in (without_augmentation, interrupted, convolutional, failing, command):
         scene(Path(sys.argv[1]))
         distributed.barrier()
     distributed.destroy_process_group()

@@ -14,6 +14,7 @@ import pytest
 
 from saccade.bundle import (
     Bundle,
+    check_place,
     find_bundles,
     next_version,
     open_bundle,
@@ -171,7 +172,7 @@ def test_two_exports_of_one_version_do_not_mix(tmp_path: Path) -> None:
         write_bundle(tmp_path, "made", 1, build)
         return {**build(folder), "labels": ["other"]}
 
-    with pytest.raises(BundleError, match="could not write"):
+    with pytest.raises(BundleError, match=r"^made@1 was written meanwhile by another command; run this again$"):
         write_bundle(tmp_path, "made", 1, while_another_is_first)
     assert open_bundle(tmp_path / "made" / "1").manifest.labels == ("cat", "dog")
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["1"]
@@ -197,6 +198,16 @@ def test_a_models_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("")
     with pytest.raises(BundleError, match=f"could not write to {tmp_path / 'models'}"):
         write_bundle(tmp_path / "models", "made", 1, build)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_place_is_tried_without_leaving_anything(there: bool, tmp_path: Path) -> None:
+    """Whether the folder of models is there or has to be made."""
+    models = tmp_path / "models"
+    if there:
+        models.mkdir()
+    check_place(models, "made")
+    assert everything_under(tmp_path) == ({"models": None} if there else {})
 
 
 def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:

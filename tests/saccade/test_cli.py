@@ -201,6 +201,39 @@ def test_classify_refuses_in_one_line(
     assert words in refused(capsys, "classify", picture, "--url", server.url, *options)
 
 
+SOURCES = (
+    ("absent",),
+    ("--from-transformers", "./absent"),
+    ("--from-torch", "absent:f"),
+    ("--from-onnx", "absent.onnx"),
+)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("name", "models", "words"),
+    [
+        ("Upper", "models", "'Upper' is no name for a model: it must match"),
+        ("fine", "taken", "could not write to taken"),
+        ("fine", "taken/models", "could not write to taken/models"),
+    ],
+)
+def test_an_export_that_could_not_be_written_is_refused_before_it_begins(
+    source: tuple[str, ...],
+    name: str,
+    models: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bad name, a folder that nothing can be written into: before the source, which is not there, is looked at."""
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    assert words in refused(capsys, "export", *source, "--name", name, "--models", models)
+    assert files(tmp_path) == {"taken"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -211,7 +244,19 @@ def test_classify_refuses_in_one_line(
         (("train", "cifar10-cct", "--out", "run"), "give --data DIR"),
         (("train", "cifar10-cct", "--out", "run", "--data", "absent"), "absent"),
         (("train", "cifar10-cct", "--out", "run", "--download"), "--download needs --data DIR"),
+        (
+            ("train", "digits-cct", "--out", "run", "--download"),
+            "--download fetches CIFAR-10; the recipe's data is digits",
+        ),
+        (
+            ("train", "digits-cct", "--out", "run", "--data", "d"),
+            "(digits) is part of scikit-learn: --data d would not",
+        ),
         (("export", "absent", "--name", "made", "--models", "models"), "absent"),
+        (
+            ("export", "--from-transformers", "./absent", "--grid", "4x6", "--name", "made"),
+            "./absent is no folder here",
+        ),
         (("verify", "absent", "--models", "models"), "no folder of models at models"),
         (("evaluate", "absent", "--models", "models"), "no folder of models at models"),
     ],

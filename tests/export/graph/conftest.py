@@ -63,10 +63,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]
 def exposed(path: Path, size: tuple[int, int], **options: Any) -> tuple[ir.Model, Exposed]:
     """As `--from-onnx` does it."""
     model = read_model(path)
-    name = logits_of(model, None, [])[0].name
+    found = logits_of(model, None, [])
+    name = found.value.name
     model, size, _ = prepare(model, size)
     (logits,) = [value for node in model.graph for value in node.outputs if value.name == name]
-    return model, expose(model, size, logits=logits, **options)
+    return model, expose(model, size, logits=logits, over=found.over, **options)
 
 
 def answers(model: ir.Model | onnx.ModelProto, pixels: NDArray[np.float32]) -> Arrays:

@@ -132,6 +132,17 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]], list[str],
         [microsoft("FusedMatMul", ["x", "x"], ["y"], transB=1, alpha=0.5)], {}, ["y"], 20,
     ),
     "FusedMatMul, the left turned": ([microsoft("FusedMatMul", ["x", "x"], ["y"], transA=1)], {}, ["y"], 20),
+    "TransposeMatMul": ([microsoft("TransposeMatMul", ["x", "x"], ["y"], transB=1, alpha=2.0)], {}, ["y"], 20),
+    **{
+        f"FusedConv, {activation}": (
+            [*PICTURE, microsoft("FusedConv", ["picture", "k", "kb"], ["y"], activation=activation, **given)],
+            CONV, ["y"], 20,
+        )
+        for activation, given in (
+            ("Tanh", {}), ("Sigmoid", {}), ("LeakyRelu", {"activation_params": [0.3]}),
+            ("HardSigmoid", {"activation_params": [0.3, 0.4]}),
+        )
+    },
     "FusedConv, Relu": (
         [*PICTURE, microsoft("FusedConv", ["picture", "k", "kb"], ["y"], pads=[1] * 4, activation="Relu")],
         CONV, ["y"], 20,

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.transformers import optimizer
 
 from export.graph.prepare import prepare
@@ -125,6 +125,14 @@ def test_eight_bits_are_served_as_they_are(case: Callable[[str, str], Case], tmp
     seen = answers(model, pixels)
     np.testing.assert_allclose(seen["logits"], logits, atol=1e-5)
     np.testing.assert_allclose(seen["attention_01"].sum(-1), 1, atol=1e-5)
+
+
+def test_dynamic_quantisation_is_refused(case: Callable[[str, str], Case], tmp_path: Path) -> None:
+    """One scale for the whole batch would make an answer depend on its neighbours; the message says what to export."""
+    net, path = case("Vit", "script")
+    quantize_dynamic(str(path), str(tmp_path / "dynamic.onnx"))
+    with pytest.raises(DataError, match=r"DynamicQuantizeLinear .*depend on its neighbours; export QDQ \(static\)"):
+        exposed(tmp_path / "dynamic.onnx", net.size)
 
 
 def test_half_precision_is_refused(case: Callable[[str, str], Case], tmp_path: Path) -> None:

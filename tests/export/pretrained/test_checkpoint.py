@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.pretrained.checkpoint import labels_of, read_weights
 from saccade.bundle import open_bundle
 from saccade.cli import main
+from saccade.errors import DataError
 from tests.export import families
 
 TINY = {"num_hidden_layers": 1}
@@ -94,6 +96,14 @@ def outside(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def indexed(weight_map: dict[str, Any]) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return act
+
+
 def without(*keys: str) -> Callable[[Path], None]:
     def drop(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
@@ -130,6 +140,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors, and no"),
     "cut off": (cut, r"model\.safetensors is not a whole safetensors file"),
     "a path that leaves the folder": (outside, r"names '\.\./elsewhere\.safetensors', which is not in the folder"),
+    "a part that is a number": (indexed({"a": 1}), r"weight_map of .* names 1, which is not in the folder"),
+    "a part that is a list": (indexed({"a": ["x"]}), r"weight_map of .* names \['x'\], which is not in the folder"),
     "a missing tensor": (without("classifier.bias"), r"not those of a ViTForImage.*: classifier\.bias is missing"),
     "NaN": (
         edited("classifier.weight", lambda it: it.fill_(float("nan"))),
@@ -137,7 +149,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "whole numbers": (edited("classifier.bias", torch.Tensor.long), r"classifier\.bias is int64, not float32"),
     "another width": (configured(hidden_size=48), r"not those of a ViTForImageC.*: .* is \(.*\), not \(.*\)"),
-    "nonsense": (configured(hidden_size="wide"), r"cannot build a ViTForImageClassification of config\.json"),
+    "nonsense": (configured(hidden_size="wide"), r"config\.json makes no ViTForImageClassification; what transf"),
+    "a width below 0": (configured(hidden_size=-3), r"config\.json makes no ViTForImageClassification; what transf"),
+    "no number of labels": (
+        configured(id2label=None, num_labels="abc"),
+        r"num_labels of config\.json must be a whole number from 1 to 1000000, not 'abc'",
+    ),
+    "labels below 0": (configured(id2label=None, num_labels=-1), r"num_labels of config\.json .*, not -1"),
+    "more labels than memory": (configured(id2label=None, num_labels=10**15), r"num_labels of .* to 1000000"),
     "a regression": (configured(problem_type="regression"), "problem_type regression: it is no classifier"),
     "gaps in labels": (configured(id2label={"0": "a", "7": "b"}), "must number its 2 labels from 0, without gaps"),
     "quantised": (configured(quantization_config={}), "is quantised"),
@@ -149,6 +168,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "tiny-vit cannot be exported for pictures of 40 x 40: .*doesn't match model",
     ),
 }  # fmt: skip
+
+
+def test_a_number_of_labels_that_is_null_is_said(checkpoint: Path) -> None:
+    configuration = json.loads((checkpoint / "config.json").read_text())
+    with pytest.raises(DataError, match=r"num_labels of config\.json must be a whole number .*, not None"):
+        labels_of({**configuration, "id2label": None, "num_labels": None})
+
+
+def test_weights_that_are_not_there_are_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"could not read .*nothere\.safetensors: .*[Nn]o such file"):
+        read_weights((tmp_path / "nothere.safetensors",))
 
 
 @pytest.mark.parametrize("damage", BROKEN)

@@ -1,11 +1,12 @@
 """A name at the hub: fetched whole, gone on with where it broke, checked, and never half used."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from export.pretrained.hub import find
 from saccade.errors import DataError
@@ -39,7 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_a_name_gives_its_json_and_safetensors_and_nothing_else(hub: SmallHub) -> None:
@@ -96,6 +97,48 @@ def test_without_a_network_what_was_fetched_before_is_used_and_checked(
         file.write(b"other")
     with pytest.raises(DataError, match=r"model\.safetensors arrived damaged"):
         find(NAME)
+
+
+def test_what_else_is_in_the_cache_is_let_alone(hub: SmallHub) -> None:
+    """Another program's folder, a card whose content is damaged, a link to nowhere: not looked at, not removed."""
+    folder = find(NAME).folder
+    (folder / "onnx").mkdir()
+    (folder / "README.md").symlink_to(folder / ("0" * 40))
+    card = folder.parents[1] / "blobs" / ("1" * 40)
+    card.write_bytes(b"damaged")
+    (folder / "CARD.md").symlink_to(card)
+    assert find(NAME).folder == folder
+    assert card.exists()
+    assert {"onnx", "README.md", "CARD.md"} <= {path.name for path in folder.iterdir()}
+
+
+def test_content_that_is_gone_from_the_cache_is_said_and_fetched_again(
+    hub: SmallHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to nowhere, in a cache of a time when huggingface_hub kept no list of what should be there. Without a
+    network it is an error; with one, all is well.
+    """
+    folder = (tmp_path / "old") / find(NAME).folder.relative_to(tmp_path / "cache")
+    (tmp_path / "cache").rename(tmp_path / "old")  # the list is also remembered, by its place
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "old"))
+    shutil.rmtree(folder.parents[1] / "trees")
+    (folder / "model.safetensors").resolve().unlink()
+    with monkeypatch.context() as offline:
+        point_at("http://127.0.0.1:1", offline)
+        with pytest.raises(
+            DataError, match=r"content of model\.safetensors is missing from the cache, .*: fetch it aga"
+        ):
+            find(NAME)
+    assert contents(find(NAME).folder)["model.safetensors"] == WEIGHTS
+
+
+def test_a_cache_without_links_says_how_to_get_a_folder(hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on disks that have none: nothing there says what the content should be. The way out that is said works."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    with pytest.raises(DataError, match=rf"cannot be checked: .*snapshot_download\('{NAME}', local_dir=DIR\)"):
+        find(NAME)
+    snapshot_download(NAME, local_dir="own")
+    assert contents(find("own").folder)["model.safetensors"] == WEIGHTS
 
 
 @pytest.mark.parametrize(

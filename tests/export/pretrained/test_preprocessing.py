@@ -166,6 +166,22 @@ REFUSED = [
     ({"size": 40, "do_center_crop": True, "crop_size": 32, "resample": 0}, "a crop needs a smooth interpolation"),
     ({"image_std": [0.0, 1.0, 1.0]}, "std must be positive"),
     ({"image_processor_type": "ConvNextImageProcessor", "size": 32, "do_center_crop": True}, "crops twice"),
+    ({"resample": "bicubic"}, "has resample 'bicubic'; Pillow has 0 to 5"),
+    ({"resample": [2]}, r"has resample \[2\]; Pillow has 0 to 5"),
+    ({"rescale_factor": 0}, "has rescale_factor 0, which must be a number of at least 1e-06"),
+    ({"rescale_factor": "abc"}, "has rescale_factor 'abc', which must be a number"),
+    ({"rescale_factor": 10**400}, "has rescale_factor 1000+, which must be a number"),
+    ({"rescale_factor": None}, "has rescale_factor None, which must be a number"),
+    ({"image_mean": "abc"}, "has image_mean 'abc', which must be a number"),
+    ({"image_mean": [0.5, 0.5]}, r"has image_mean [\[(]0\.5, 0\.5[\])], which must be a number or three of them"),
+    ({"image_std": [0.5, float("nan"), 0.5]}, "has image_std nan, which must be a number"),
+    ({"image_processor_type": "ConvNextImageProcessor", "size": 32, "crop_pct": None}, "has crop_pct None, which must"),
+    ({"image_processor_type": "ConvNextImageProcessor", "size": 32, "crop_pct": 0}, "has crop_pct 0, which must be a"),
+    ({"size": {"height": "a", "width": 32}}, r"has size\.height 'a', which must be a whole number of pixels"),
+    (
+        {"size": 32, "do_center_crop": True, "crop_size": {"height": "a", "width": 3}},
+        r"has crop_size\.height 'a', which",
+    ),
 ]
 
 

@@ -15,10 +15,11 @@ from export.graph import fused_attention
 from export.graph.adder import Adder
 from export.graph.nodes import describe, integer, number, replace, words
 from export.graph.places import Places
+from export.graph.rules import reduced_axes
 from saccade.errors import DataError
 
 MICROSOFT = "com.microsoft"
-_KEPT = frozenset(("Einsum", "SplitToSequence"))
+_KEPT = frozenset(("Einsum", "SplitToSequence", "Div"))
 """Operators of opset 20, which stay as they are where no plainer one does the same."""
 Rewrite = Callable[[Adder, Places, ir.Node], list[ir.Value | None]]
 """Adds the plain nodes and gives the values of the outputs, None for one that it cannot give. Raises ValueError."""
@@ -168,6 +169,18 @@ def _einsum(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     return [add("Transpose", add("MatMul", first, second), perm=[given.index(letter) for letter in result])]
 
 
+def _quotient(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
+    """Powers by their sum over an axis: a Softmax that was written out."""
+    powers, total = (None if value is None else value.producer() for value in node.inputs)
+    if powers is None or total is None or (powers.op_type, total.op_type) != ("Exp", "ReduceSum"):
+        raise ValueError("it is no Softmax")
+    rank = places.rank(node.inputs[0])
+    axes = reduced_axes(total, places.constant(total.inputs[1]) if len(total.inputs) > 1 else None, rank)
+    if total.inputs[0] is not node.inputs[0] or len(axes) != 1 or not integer(total, "keepdims", 1):
+        raise ValueError("its sum is another")
+    return [add("Softmax", powers.inputs[0], axis=axes[0] - rank)]
+
+
 def _split_to_sequence(_: Adder, __: Places, ___: ir.Node) -> list[ir.Value | None]:
     """Nobody uses it any more when each SequenceAt behind it is a Slice."""
     raise ValueError("it is taken apart where its parts are taken")
@@ -226,6 +239,7 @@ _ACTIVATIONS: dict[str, dict[str, float]] = {
 
 REWRITES: dict[tuple[str, str], Rewrite] = {
     ("", "Attention"): fused_attention.standard,
+    ("", "Div"): _quotient,
     ("", "Einsum"): _einsum,
     ("", "SplitToSequence"): _split_to_sequence,
     ("", "SequenceAt"): _sequence_at,

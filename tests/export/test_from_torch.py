@@ -233,7 +233,7 @@ def test_a_bundle_is_verified_where_its_function_is_named_and_found(
     saved("cnn", tmp_path)
     bundle, _ = exported("cnn", tmp_path)
     function = "tests.export.own_nets:cnn"
-    assert verify(open_bundle(bundle.folder), None, function).manifest == bundle.manifest
+    assert verify(open_bundle(bundle.folder), None, function=function).manifest == bundle.manifest
     assert main(["verify", str(bundle.folder), "--from-torch", "mynet:make"]) == 2
     assert "held to mynet:make, which cannot be made here: " in capsys.readouterr().err
     moved = f"{ROOT / 'tests/export/own_nets.py'}:cnn"

@@ -160,6 +160,11 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]], list[str],
     "Einsum": (
         [*TO_HEADS, standard("Einsum", ["heads", "heads"], ["y"], equation="bhid,bhjd->bhij")], BY_HEAD, ["y"], 20,
     ),
+    "Softmax, written out": (
+        [standard("Exp", ["x"], ["powers"]), helper.make_node("ReduceSum", ["powers", "axes"], ["sum"], name="sum"),
+         helper.make_node("Div", ["powers", "sum"], ["y"], name="by")],
+        {"axes": np.array([-2])}, ["y"], 20,
+    ),
     "Einsum, turned": (
         [*TO_HEADS, standard("Einsum", ["heads", "heads"], ["y"], equation="bhdi,bhdj->jbih")], BY_HEAD, ["y"], 20,
     ),

@@ -100,6 +100,29 @@ def test_old_opsets_are_converted(case: Callable[[str, str], Case], tmp_path: Pa
     assert_holds(case("BertVit", "script"), path)
 
 
+def test_a_softmax_that_is_written_out_is_one(case: Callable[[str, str], Case], tmp_path: Path) -> None:
+    """Powers of what is below the largest, by their sum: as attention written by hand is exported."""
+    one = case("BertVit", "script")
+    proto = onnx.load(one.path)
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    for node in nodes:
+        if node.op_type != "Softmax":
+            proto.graph.node.append(node)
+            continue
+        (given,), (result,) = node.input, node.output
+        for operator, inputs, output in (
+            ("ReduceMax", [given, "last"], f"{result}.most"), ("Sub", [given, f"{result}.most"], f"{result}.below"),
+            ("Exp", [f"{result}.below"], f"{result}.powers"),
+            ("ReduceSum", [f"{result}.powers", "last"], f"{result}.sum"),
+            ("Div", [f"{result}.powers", f"{result}.sum"], result),
+        ):  # fmt: skip
+            proto.graph.node.append(onnx.helper.make_node(operator, inputs, [output], name=output))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "last"))
+    onnx.save(proto, tmp_path / "written.onnx")
+    assert_holds(one, tmp_path / "written.onnx")
+
+
 class _Noise(CalibrationDataReader):
     def __init__(self, size: tuple[int, int]) -> None:
         self._left = [{"x": noise(2, size, seed)} for seed in range(3)]
@@ -125,6 +148,22 @@ def test_eight_bits_are_served_as_they_are(case: Callable[[str, str], Case], tmp
     seen = answers(model, pixels)
     np.testing.assert_allclose(seen["logits"], logits, atol=1e-5)
     np.testing.assert_allclose(seen["attention_01"].sum(-1), 1, atol=1e-5)
+
+
+def test_products_of_integers_are_served_without_their_attention(
+    case: Callable[[str, str], Case], tmp_path: Path
+) -> None:
+    """In the format of quantised operators nothing says where the numbers lie; the logits are the file's."""
+    net, path = case("Vit", "script")
+    quantize_static(
+        str(path), str(tmp_path / "operators.onnx"), _Noise(net.size), quant_format=QuantFormat.QOperator,
+        op_types_to_quantize=["MatMul"],
+    )  # fmt: skip
+    model, found = exposed(tmp_path / "operators.onnx", net.size)
+    assert found.layers == ()
+    pixels = noise(2, net.size)
+    (expected,) = answers(onnx.load(tmp_path / "operators.onnx"), pixels).values()
+    np.testing.assert_allclose(answers(model, pixels)["logits"], expected, atol=1e-5)
 
 
 def test_dynamic_quantisation_is_refused(case: Callable[[str, str], Case], tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ class Run:
             try:
                 if self.begun:
                     self._restore(learner)
+                    if self.writes:
+                        self._write_recipe()
                 elif self.writes:
                     self._begin(learner)
             except OSError as error:
@@ -144,7 +146,7 @@ class Run:
         self._write_checkpoint(learner)
 
     def _begin(self, learner: Learner) -> None:
-        checkpoint.replace(self.folder / RECIPE_FILE, (self._recipe.model_dump_json(indent=2) + "\n").encode())
+        self._write_recipe()
         made = {
             "data": self._identity["data"],
             "data_sha256": self._identity["data_sha256"],
@@ -161,6 +163,9 @@ class Run:
         checkpoint.replace(self.folder / RUN_FILE, (json.dumps(made, indent=2) + "\n").encode())
         checkpoint.replace(self.folder / METRICS_FILE, b"")
         self._write_checkpoint(learner)
+
+    def _write_recipe(self) -> None:
+        checkpoint.replace(self.folder / RECIPE_FILE, (self._recipe.model_dump_json(indent=2) + "\n").encode())
 
     def _write_checkpoint(self, learner: Learner) -> None:
         checkpoint.write(self.folder / CHECKPOINT_FILE, learner.tensors(), self._state())
@@ -257,8 +262,10 @@ def _parsed(path: Path, lines: list[str]) -> list[dict[str, Any]]:
 
 
 def _check_recipe(folder: Path, state: dict[str, Any], recipe: Recipe) -> None:
+    """The words of the card and the default maps may change at any time: no weight depends on them."""
+    words = {"card": recipe.card, "default_maps": recipe.default_maps}
     try:
-        same = Recipe.model_validate(state["recipe"]) == recipe
+        same = Recipe.model_validate(state["recipe"]).model_copy(update=words) == recipe
     except (KeyError, ValidationError):
         same = False
     if not same:

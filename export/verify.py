@@ -1,6 +1,7 @@
 """Parity: the bundle's graph through ONNX Runtime against the source model, and each map against its formula."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from saccade.golden import golden_file, made_pictures
 from saccade.manifest import Manifest, Measured, Parity
 from saccade.pooling import pooled_row
 from saccade.preprocess import normalize
+from saccade.scores import to_scores
 
 BATCHES = (1, 2, 7, 16)
 CHUNK = 16
@@ -69,6 +71,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         raise BundleError(f"{manifest.id}: the graph has the outputs {', '.join(given)}; the manifest says {promised}")
     answer = open_graph(bundle.graph, only=manifest.outputs)
     head, limits = _head(bundle), reference.limits(pixels)
+    scores = partial(to_scores, scores=manifest.scores, temperature=manifest.temperature)
     highest = 0.0
     largest: dict[str, float] = {}
     allowed: dict[str, float] = {}
@@ -87,7 +90,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         for size in BATCHES:
             seen = alone if size == 1 else _run(answer, chunk, size)
             check("logits", seen[LOGITS] - expected[LOGITS], limits.logits)
-            check("alone = in a batch, scores", _scores(manifest, seen) - _scores(manifest, alone), 1e-5)
+            check("alone = in a batch, scores", scores(seen[LOGITS]) - scores(alone[LOGITS]), 1e-5)
             for layer in manifest.attention:
                 check("attention", seen[layer.output] - expected[layer.output], limits.attention)
                 check("attention rows sum to 1", seen[layer.output].sum(-1, dtype=np.float64) - 1, 1e-5)
@@ -205,12 +208,3 @@ def _spread(examples: Iterable[Example], count: int) -> Iterator[Example]:
 def _run(answer: Answer, pixels: NDArray[np.float32], size: int) -> Outputs:
     parts: list[Outputs] = [answer(pixels[start : start + size]) for start in range(0, len(pixels), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _scores(manifest: Manifest, outputs: Outputs) -> NDArray[np.float64]:
-    """In float64, from the logits, as the manifest says."""
-    logits = outputs[LOGITS].astype(np.float64)
-    if manifest.scores == "sigmoid":
-        return 1 / (1 + np.exp(-logits))
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)

@@ -184,7 +184,7 @@ class Label(_Wire):
     label: str
     index: int
     score: float
-    """Probability over all classes; of a multi-label model, of this label by itself."""
+    """Probability over all classes; of a multi-label model, of this label by itself. Calibrated where the model is."""
 
 
 class Map(_WithArrays):
@@ -200,6 +200,8 @@ class Map(_WithArrays):
     sum: float | None = None
     bias: float | None = None
     logit: float | None = None
+    """Before the temperature: `score` is softmax (or sigmoid) of all logits divided by it."""
+    temperature: float | None = None
 
     def __str__(self) -> str:
         return f"{self.name} map" if self.class_index is None else f"{self.name} map of class {self.class_index}"
@@ -341,6 +343,9 @@ class ModelSummary(_Wire):
     attention_layers: int
     scores: Literal["softmax", "sigmoid"]
     """Over all classes, or of each label by itself."""
+    precision: Literal["float32", "float16", "int8"]
+    parent: str | None
+    """`name@version` of what a variant was made of."""
     input_size: tuple[int, int]
     """Height and width."""
 

@@ -107,9 +107,9 @@ def verify(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures accuracy through ONNX Runtime and writes it onto the card."""
-    (evaluation,) = _needs("export", "export.evaluate")
+    (evaluation,) = _needs("export", "export.evaluation.evaluate")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
-    for figure in evaluation.evaluate(bundle, options.data, options.split).manifest.card.accuracy:
+    for figure in evaluation.evaluate(bundle, options.data, options.split).manifest.card.evaluation:
         low, high = figure.interval95
         print(f"{figure.split}: {figure.top1:.2%} of {figure.pictures} (95 % interval {low:.2%} to {high:.2%})")
 

@@ -16,6 +16,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Channel = Annotated[int, Field(ge=0, le=255)]
 MapName = Literal["pooling", "rollout", "class"]
 Scores = Literal["softmax", "sigmoid"]
+Precision = Literal["float32", "float16", "int8"]
 Count = Annotated[int, Field(ge=1)]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -186,6 +187,18 @@ class Maps(Frozen):
         return self
 
 
+class Parent(Frozen):
+    """The bundle that a variant was made of."""
+
+    name: str = Field(pattern=NAME)
+    version: int = Field(ge=1)
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
 class FileEntry(Frozen):
     """One file of the bundle, as it was written."""
 
@@ -231,15 +244,54 @@ class Provenance(Frozen):
     versions: dict[str, str]
 
 
-class Accuracy(Frozen):
-    """Top-1 accuracy, with its 95 % Wilson interval, and the split that it is a figure of."""
+class ScoreQuality(Frozen):
+    """How good scores are as probabilities."""
+
+    nll: float
+    """Mean negative log-likelihood of the true label, in nats."""
+    brier: float
+    """Mean over pictures of the squared error summed over labels, from 0 to 2 (Brier 1950)."""
+    ece: float
+    """Expected calibration error of the highest score, 15 bins of equal width (Guo et al. 2017)."""
+
+
+class Evaluation(Frozen):
+    """What every picture of a split was answered, each of one label."""
 
     split: str
     pictures: int
     correct: int
     top1: float
     interval95: tuple[float, float]
+    """Wilson's, of `top1`."""
+    top5: float | None
+    """None where there are no more than five labels."""
+    per_class: tuple[tuple[int, int], ...]
+    """(pictures, correct) of each label, in their order."""
+    raw: ScoreQuality
+    """With temperature 1."""
+    served: ScoreQuality
+    """With the manifest's temperature: what callers get."""
     through: str
+
+
+class Calibration(Frozen):
+    """Where the manifest's temperature comes from: least NLL on these pictures, which no other figure is taken on."""
+
+    split: str
+    pictures: int
+    raw: ScoreQuality
+    served: ScoreQuality
+
+
+class Cost(Frozen):
+    """Time through ONNX Runtime alone, labels and every map computed: median a picture, in milliseconds."""
+
+    batch: int
+    threads: int
+    milliseconds: float
+    provider: str
+    hardware: str
 
 
 class Training(Frozen):
@@ -250,14 +302,40 @@ class Training(Frozen):
     hardware: str
 
 
+class Variant(Frozen):
+    """What a variant lost against its parent, on pictures that it was not made with."""
+
+    split: str
+    pictures: int
+    parent_top1: float
+    top1: float
+    same_label: float
+    """Share of the pictures that both give the same label."""
+    maps: dict[str, float]
+    """Map -> its Spearman rank correlation with the parent's, mean over pictures; of the class map, of the parent's
+    first label; `attention` for the weights of all layers."""
+    calibrated_on: str
+    in_float: tuple[str, ...]
+    """Nodes of the parent's graph that a measurement left in float32."""
+    bytes: int
+    """Of all files; `parent_bytes` of the parent's."""
+    parent_bytes: int
+
+
 class Card(Frozen):
     """What a reader must know before trusting the model."""
 
     summary: str
     license: str
     parameters: int
-    accuracy: tuple[Accuracy, ...] = ()
+    macs: int | None = None
+    """Multiply-accumulates a picture; None for a model from elsewhere."""
+    evaluation: tuple[Evaluation, ...] = ()
+    """One a split."""
+    calibration: Calibration | None = None
+    cost: tuple[Cost, ...] = ()
     training: Training | None = None
+    variant: Variant | None = None
     limits: str = ""
 
 
@@ -285,10 +363,15 @@ class Manifest(Frozen):
     schema_version: Literal[1]
     name: str = Field(pattern=NAME)
     version: int = Field(ge=1)
-    precision: Literal["float32"] = "float32"
+    precision: Precision = "float32"
+    """Of most weights; inputs and outputs of the graph are float32 always."""
+    parent: Parent | None = None
+    """Of a variant, whose precision is lower."""
     labels: tuple[str, ...] = Field(min_length=1)
     scores: Scores = "softmax"
     """What makes scores of the logits: one label of all, or each label by itself (multi-label)."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it before they become scores (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     preprocessing: Preprocessing
     attention: tuple[AttentionLayer, ...] = ()
     pooling: Pooling | None = None
@@ -313,6 +396,8 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
+        if (self.parent is None) != (self.precision == "float32"):
+            raise ValueError(f"a variant has a parent and another has none; precision is {self.precision}")
         if self.maps.rollout and self.pooling is None:
             raise ValueError("the map rollout needs a model that says how it pools")
         if (self.maps.rollout or self.maps.pooling) and any(layer.windows for layer in self.attention):

@@ -12,6 +12,7 @@ from saccade.errors import InferenceFailed
 from saccade.geometry import Region
 from saccade.manifest import AttentionLayer, Manifest
 from saccade.pooling import pooled_row
+from saccade.scores import to_scores
 from service.selection import LayerSelection, Selection
 
 Floats = NDArray[np.float32]
@@ -36,7 +37,7 @@ def answer(
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             raise InferenceFailed(f"{manifest.id} gave a value that is not finite in its output {name}")
-    scores = (softmax if manifest.scores == "softmax" else sigmoid)(outputs["logits"])
+    scores = to_scores(outputs["logits"], manifest.scores, manifest.temperature)
     order = top(scores, selection.top_k)
     return {
         "model": {"name": manifest.name, "version": manifest.version},
@@ -50,18 +51,6 @@ def answer(
             "region": {name: round(value, 4) for name, value in seen._asdict().items()},
         },
     }
-
-
-def softmax(logits: Floats) -> NDArray[np.float64]:
-    """(classes,) -> probabilities, in float64; the largest logit is taken off first, so nothing overflows."""
-    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
-    probabilities: NDArray[np.float64] = powers / powers.sum()
-    return probabilities
-
-
-def sigmoid(logits: Floats) -> NDArray[np.float64]:
-    """(labels,) -> each label's own probability, in float64; written so that no power overflows."""
-    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 def top(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
@@ -110,7 +99,10 @@ def maps(
 def class_maps(
     manifest: Manifest, head: Head | None, selection: Selection, outputs: Outputs, order: NDArray[np.intp]
 ) -> list[dict[str, Any]]:
-    """M[i, c] = tokens[i] · weight[c]: what each patch added to the logit of class c, whose sum plus bias it is."""
+    """M[i, c] = tokens[i] · weight[c]: what each patch added to the logit of class c, whose sum plus bias it is.
+
+    The logit is that before the temperature, which is said beside it.
+    """
     assert head is not None
     assert manifest.maps.class_map is not None
     classes = order[:1] if selection.classes == "top1" else order if selection.classes == "topk" else selection.classes
@@ -127,6 +119,7 @@ def class_maps(
             "sum": float(per_patch[:, column].sum(dtype=np.float64)),
             "bias": float(head.bias[index]),
             "logit": float(outputs["logits"][index]),
+            "temperature": manifest.temperature,
         }
         for column, index in enumerate(chosen.tolist())
     ]

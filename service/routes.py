@@ -241,5 +241,7 @@ def _summary(classifier: Classifier, default: Classifier | None) -> dict[str, An
         maps=list(manifest.maps.available),
         attention_layers=len(manifest.attention),
         scores=manifest.scores,
+        precision=manifest.precision,
+        parent=manifest.parent and manifest.parent.id,
         input_size=(manifest.preprocessing.height, manifest.preprocessing.width),
     ).model_dump()

@@ -193,7 +193,7 @@ def test_the_training_commands_of_the_readme_run_in_their_order(
         assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err
     (folder,) = find_bundles(tmp_path / "models")
     manifest = open_bundle(folder).manifest
-    assert [figure.split for figure in manifest.card.accuracy] == ["scikit-learn digits, test"]
+    assert [figure.split for figure in manifest.card.evaluation] == ["scikit-learn digits, test"]
     assert manifest.parity is not None
 
 
@@ -202,7 +202,7 @@ def test_the_figures_of_the_readme_come_from_the_cards() -> None:
     table = {row[0].strip("`"): row for row in rows(ROOT / "README.md")}
     for folder in find_bundles(ROOT / "models"):
         manifest = open_bundle(folder).manifest
-        (figure,) = [figure for figure in manifest.card.accuracy if figure.split.endswith("test")]
+        (figure,) = [figure for figure in manifest.card.evaluation if figure.split.endswith("test")]
         row = table[manifest.name]
         assert f"{manifest.card.parameters:,}" in row[2]
         assert f"{figure.top1:.2%}".replace("%", " %") in row[3]

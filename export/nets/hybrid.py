@@ -1,8 +1,8 @@
 """Convolutions, then a last stage of self-attention: BoTNet (Srinivas et al. 2021, https://arxiv.org/abs/2101.11605).
 
-Three stages of a ResNet, then bottlenecks whose 3 x 3 convolution is multi-head self-attention over the whole grid with
-2-D relative positions: 1 x 1, attention, norm, ReLU, 1 x 1, as in the paper's appendix. The 1 x 1 convolution after it
-takes the place of W_O. With `stride = 2` the first of these blocks attends on the larger grid and halves it by average
+Stages of a ResNet (three in the paper), then bottlenecks whose 3 x 3 convolution is multi-head self-attention over the
+whole grid with 2-D relative positions: 1 x 1, attention, norm, ReLU, 1 x 1, as in the paper's appendix. The 1 x 1
+convolution after it takes the place of W_O. With `stride = 2` the first of these blocks attends on the larger grid and halves it by average
 pooling (the paper's BoT50); with `stride = 1` all share one grid (its BoT-S1-50).
 
 Global average pooling stands before the head, so that the class map is exact.
@@ -29,7 +29,7 @@ from export.nets.resnet import (
     stages,
     stem,
 )
-from saccade.manifest import Count, Frozen, Pooling
+from saccade.manifest import AttentionLayer, Count, Frozen, Pooling
 
 
 class HybridConfig(Frozen):
@@ -37,17 +37,20 @@ class HybridConfig(Frozen):
     stem: StemKind
     block: Literal["basic", "bottleneck"]
     """Of the three convolutional stages; a bottleneck gives four times the stage's width."""
-    blocks: tuple[Count, Count, Count]
+    blocks: tuple[Count, ...] = Field(min_length=1)
     """How many blocks each convolutional stage has."""
     width: Count = 64
     """Of the first stage; each further one has twice as much."""
     heads: tuple[Count, ...] = Field(min_length=1)
-    """Of each attention block of the last stage, in their order."""
+    """Of each attention block of the last stage, in their order; with another mixer, as many blocks."""
     attention_width: Count
     attention_expansion: Count = 4
     """Channels after an attention block, in units of `attention_width`."""
     stride: Literal[1, 2] = 2
     """Of the first attention block."""
+    mixer: Literal["attention", "convolution"] = "attention"
+    """What stands in the middle of the last stage's blocks; `convolution` is the 3 x 3 one that attention replaces: the
+    net without attention to hold the other against."""
 
 
 class AttentionBottleneck(nn.Module):
@@ -91,27 +94,31 @@ class Hybrid(Net):
         super().__init__()
         expansion = 4 if config.block == "bottleneck" else 1
         make: MakeBlock = Bottleneck if config.block == "bottleneck" else partial(BasicBlock, project=True)
-        widths = [config.width * expansion * 2**stage for stage in range(3)]
+        widths = [config.width * expansion * 2**stage for stage in range(len(config.blocks))]
         self.stem, self.stem_norm, self.stem_pool = stem(config.width, config.stem)
         self.blocks = nn.Sequential(*stages(make, config.width, widths, config.blocks))
 
-        grid = halved(size, STEM_STRIDES[config.stem] + 2)
+        grid = halved(size, STEM_STRIDES[config.stem] + len(config.blocks) - 1)
         if config.stride == 2 and (grid[0] % 2 or grid[1] % 2):
             pictures, seen = (f"{rows} x {columns}" for rows, columns in (size, grid))
             raise ValueError(f"stride 2 halves a grid of even sides; for pictures of {pictures} it is {seen}")
         before, after = widths[-1], config.attention_width * config.attention_expansion
-        layers, blocks = [], []
+        layers: list[AttentionLayer] = []
+        blocks: list[nn.Module] = []
         for index, heads in enumerate(config.heads):
             stride = config.stride if index == 0 else 1
-            layers.append(attention_layer(index, grid, heads))
-            blocks.append(AttentionBottleneck(before, config.attention_width, after, grid, heads, stride))
+            if config.mixer == "attention":
+                layers.append(attention_layer(index, grid, heads))
+                blocks.append(AttentionBottleneck(before, config.attention_width, after, grid, heads, stride))
+            else:
+                blocks.append(Bottleneck(before, after, stride, inner=config.attention_width))
             before, grid = after, (grid[0] // stride, grid[1] // stride)
         self.attention_blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(after, classes)
         init_convolutions(self)
 
         self.class_grid = grid
-        self.pooling = Pooling(kind="mean")
+        self.pooling = Pooling(kind="mean") if layers else None
         self.attention_layers = tuple(layers)
         self.depths = (
             ("stem.", "stem_norm."),
@@ -129,9 +136,11 @@ class Hybrid(Net):
     def explain(self, images: Tensor) -> Outputs:
         features, attention = self._features(images), []
         for block in self.attention_blocks:
-            assert isinstance(block, AttentionBottleneck)
-            features, weights = block.weigh(features)
-            attention.append(weights)
+            if isinstance(block, AttentionBottleneck):
+                features, weights = block.weigh(features)
+                attention.append(weights)
+            else:
+                features = block(features)
         return pool_features(self, features, attention)
 
     def _features(self, images: Tensor) -> Tensor:

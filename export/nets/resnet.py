@@ -6,8 +6,9 @@ convolutions, norms and head, as in the widely used re-implementations.
 
 `stages = 4`, section 4.1: depth 18, 34, 50, 101 or 152, four stages from 64 channels on, shortcuts of option B
 (projections). `stem = "imagenet"` is the 7 x 7 convolution and the max pooling of the paper, which divide a side by 4;
-`stem = "small"` is one 3 x 3 convolution, as is usual for 32 pixels. Bottlenecks stride in their 3 x 3 convolution, and
-the last norm of a block starts at 0 (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+`stem = "small"` is one 3 x 3 convolution, as is usual for 32 pixels; `stem = "pooled"` has 2 x 2 max pooling after it,
+which spares the stages three quarters of the work. Bottlenecks stride in their 3 x 3 convolution, and the last norm of a
+block starts at 0 (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ FOUR_STAGES: dict[int, tuple[int, ...]] = {
 }  # fmt: skip
 """Depth -> blocks of each stage, table 1 of the paper; from 50 on they are bottlenecks."""
 
-StemKind = Literal["small", "imagenet"]
-STEM_STRIDES: dict[StemKind, int] = {"small": 0, "imagenet": 2}
+StemKind = Literal["small", "pooled", "imagenet"]
+STEM_STRIDES: dict[StemKind, int] = {"small": 0, "pooled": 1, "imagenet": 2}
 """How often a stem halves the grid."""
 
 MakeBlock = Callable[[int, int, int], nn.Module]
@@ -72,11 +73,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1 to a quarter of the channels, 3 x 3 with the stride, 1 x 1."""
+    """1 x 1 to `inner` channels (a quarter of `after`, without a word), 3 x 3 with the stride, 1 x 1."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, stride: int, inner: int | None = None) -> None:
         super().__init__()
-        inner = after // 4
+        inner = inner or after // 4
         self.conv1 = convolution(before, inner, 1)
         self.norm1 = nn.BatchNorm2d(inner)
         self.conv2 = convolution(inner, inner, 3, stride)
@@ -140,7 +141,8 @@ def stem(channels: int, kind: StemKind) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.M
     """(convolution, its norm, what comes after the ReLU): 3 channels to `channels`, each stride rounded up."""
     if kind == "imagenet":
         return convolution(3, channels, 7, 2), nn.BatchNorm2d(channels), nn.MaxPool2d(3, stride=2, padding=1)
-    return convolution(3, channels, 3), nn.BatchNorm2d(channels), nn.Identity()
+    pool = nn.MaxPool2d(2, ceil_mode=True) if kind == "pooled" else nn.Identity()
+    return convolution(3, channels, 3), nn.BatchNorm2d(channels), pool
 
 
 def stages(make: MakeBlock, before: int, widths: Sequence[int], counts: Sequence[int]) -> list[nn.Module]:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from export.data import Digits
-from export.evaluate import evaluate, wilson_interval
+from export.evaluation.evaluate import evaluate
+from export.evaluation.figures import wilson_interval
 from export.examples import held_out
 from export.nets import build
 from saccade.bundle import Bundle, open_bundle
@@ -47,7 +48,7 @@ def test_accuracy_is_what_the_net_gets_right(copy: Bundle, split: str, pictures:
     """Through ONNX Runtime and the one preprocessing it is the same count as in PyTorch, and says its split."""
     right, count = counted_in_torch(copy, split)
     assert pictures in (None, count)
-    (figure,) = evaluate(copy, None, "test" if split == "test" else "held-out").manifest.card.accuracy
+    (figure,) = evaluate(copy, None, "test" if split == "test" else "held-out").manifest.card.evaluation
     assert (figure.correct, figure.pictures) == (right, count)
     assert figure.top1 == right / count
     assert figure.split == f"scikit-learn digits, {split}"
@@ -67,7 +68,7 @@ def test_the_card_keeps_one_figure_a_split(copy: Bundle, capsys: pytest.CaptureF
     """A second reading of a split replaces the first; the other split's stays; the bundle stays whole."""
     for split in ("test", "held-out", "test"):
         assert main(["evaluate", str(copy.folder), "--split", split]) == 0
-    splits = [figure.split for figure in open_bundle(copy.folder).manifest.card.accuracy]
+    splits = [figure.split for figure in open_bundle(copy.folder).manifest.card.evaluation]
     assert sorted(splits) == ["scikit-learn digits, held-out", "scikit-learn digits, test"]
     assert "scikit-learn digits, test: " in capsys.readouterr().out
 

@@ -59,7 +59,7 @@ def test_an_answer_has_the_keys_of_the_wire_format_and_no_others(service: TestCl
     assert list(answer) == ["request_id", "model", "labels", "maps", "attention", "geometry", "timing"]
     assert answer["model"] == {"name": name, "version": 1}
     assert all(set(label) == {"label", "index", "score"} for label in answer["labels"])
-    more = {"sum", "bias", "logit"} if has == "class" else {"special_tokens_share"}
+    more = {"sum", "bias", "logit", "temperature"} if has == "class" else {"special_tokens_share"}
     assert set(answer["maps"][0]) == {"name", "class_index", "grid", "values"} | more
     assert set(answer["geometry"]) == {"image", "region"}
     assert set(answer["geometry"]["image"]) == {"width", "height"}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from saccade.errors import InferenceFailed
+from saccade.scores import to_scores
 from service.encode import to_json
-from service.postprocess import rounded, softmax
+from service.postprocess import rounded
 
 GENERATOR = np.random.default_rng(3)
 
@@ -51,7 +52,7 @@ def test_softmax_survives_large_logits(shift: float) -> None:
     """Probabilities sum to 1 and are those of the formula, wherever the logits lie."""
     logits = np.array([1.0, 2.0, 3.0], np.float32)
     powers = np.exp(np.array([1.0, 2.0, 3.0]))
-    moved = softmax((logits + np.float32(shift)).astype(np.float32))
+    moved = to_scores((logits + np.float32(shift)).astype(np.float32), "softmax", 1.0)
     assert moved.sum() == pytest.approx(1)
     if abs(shift) < 1e6:
         np.testing.assert_allclose(moved, powers / powers.sum(), atol=1e-4)

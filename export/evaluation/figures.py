@@ -1,0 +1,93 @@
+"""What answers to labelled pictures are worth. Pure functions of logits (n, classes) or scores and labels (n,)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from saccade.manifest import ScoreQuality
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
+
+BINS = 15
+_LOG_TEMPERATURE = (-3.0, 3.0)
+"""Bounds of the search: temperatures from 1/20 to 20."""
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927)."""
+    z = 1.959963984540054
+    share = correct / count
+    middle = share + z * z / (2 * count)
+    spread = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return float((middle - spread) / scale), float((middle + spread) / scale)
+
+
+def top_k(logits: Floats, labels: Labels, k: int) -> float:
+    """Share of the pictures whose label is among the k highest; of equals the lower index counts as the higher."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return float((rank < k).mean())
+
+
+def confusion(predicted: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
+    """(classes, classes): how many pictures of the label of a row were given the label of a column."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+
+
+def score_quality(logits: Floats, labels: Labels, temperature: float) -> ScoreQuality:
+    """Of softmax(logits / temperature), in float64."""
+    log_scores = _log_softmax(logits.astype(np.float64) / temperature)
+    scores = np.exp(log_scores)
+    rows = np.arange(len(labels))
+    squares = (scores**2).sum(1) - 2 * scores[rows, labels] + 1
+    return ScoreQuality(
+        nll=float(-log_scores[rows, labels].mean()),
+        brier=float(squares.mean()),
+        ece=expected_calibration_error(scores.max(1), scores.argmax(1) == labels),
+    )
+
+
+def expected_calibration_error(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> float:
+    """Mean over pictures of |accuracy - mean confidence| of their bin (Guo et al. 2017, equation 3).
+
+    Bins are (0, 1/bins], (1/bins, 2/bins], … of the highest score.
+    """
+    counts, confidences, rights = reliability(confidence, right, bins)
+    return float(np.abs(rights - confidences).sum() / counts.sum())
+
+
+def reliability(
+    confidence: Floats, right: NDArray[np.bool_], bins: int = BINS
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each bin: pictures, sum of their highest scores, and how many of them are right."""
+    place = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    sums = np.bincount(place, confidence, bins), np.bincount(place, right, bins)
+    return counts.astype(np.int64), sums[0].astype(np.float64), sums[1].astype(np.float64)
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
+    """The temperature of least NLL (Guo et al. 2017, section 4.2); the accuracy does not change.
+
+    Raises ValueError where there is no least one between 1/20 and 20, as when every picture is right.
+    """
+    rows, wide = np.arange(len(labels)), logits.astype(np.float64)
+
+    def nll(log_temperature: float) -> float:
+        return float(-_log_softmax(wide / np.exp(log_temperature))[rows, labels].mean())
+
+    found = minimize_scalar(nll, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6})
+    if min(abs(found.x - bound) for bound in _LOG_TEMPERATURE) < 1e-3:
+        raise ValueError(f"no temperature between 1/20 and 20 is best: {np.exp(found.x):.3g} is at the edge")
+    return float(np.exp(found.x))
+
+
+def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = values - logsumexp(values, axis=1, keepdims=True)
+    return result

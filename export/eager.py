@@ -90,7 +90,7 @@ class Eager:
         """
         usual, exact = Limits(), copy.deepcopy(self._model).double()
         self._check_repeats(pixels[:CHUNK])
-        logits, attention = usual
+        logits, attention = usual.logits, usual.attention
         for start in range(0, len(pixels), CHUNK):
             chunk = torch.from_numpy(pixels[start : start + CHUNK])
             try:
@@ -102,7 +102,7 @@ class Eager:
             }
             logits = max(logits, apart.pop(LOGITS))
             attention = max(attention, *apart.values(), 0.0)
-        return Limits(logits, attention)
+        return Limits(logits, attention, sums=logits, batch=attention)
 
     def _check_repeats(self, pixels: NDArray[np.float32]) -> None:
         """PyTorch on a CPU does the same sums in the same order: there is no difference that would be allowed."""

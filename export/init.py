@@ -64,6 +64,10 @@ def read_weights(source: str, models: Path) -> Weights:
     else:
         bundle = open_bundle(resolve_bundle(models, source))
         name = bundle.manifest.id
+        if bundle.manifest.parent is not None:
+            raise DataError(
+                f"{name} is a variant in {bundle.manifest.precision}: begin with {bundle.manifest.parent.id}"
+            )
         sha256, tensors, _ = _read_file(bundle.weights)
         note = Noted(recipe=recipe_of(bundle.manifest), classes=bundle.manifest.labels)
     return Weights(name, sha256, tensors, note.classes, _position_grid(note))

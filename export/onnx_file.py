@@ -34,7 +34,9 @@ class OnnxGraph:
     def limits(self, pixels: NDArray[np.float32]) -> Limits:  # noqa: ARG002 - there is no float64 to compare with
         """As wide as the bundle's tolerance, which its source model had to allow."""
         usual, promised = Limits(), self._bundle.manifest.tolerance.get(PROVIDER, {})
-        return Limits(*(max(getattr(usual, kind), promised.get(kind, 0.0)) for kind in usual._fields))
+        logits = max(usual.logits, promised.get("logits", 0.0))
+        attention = max(usual.attention, promised.get("attention", 0.0))
+        return Limits(logits, attention, sums=logits, batch=attention)
 
 
 class OnnxFile:

@@ -22,6 +22,11 @@ class Limits(NamedTuple):
 
     logits: float = 1e-4
     attention: float = 1e-5
+    pooling: float = 1e-5
+    sums: float = 1e-4
+    """Of what the bundle says twice: a class map and the logit that it sums to."""
+    batch: float = 1e-5
+    """Of attention, alone and in a batch."""
 
 
 class Reference(Protocol):
@@ -66,6 +71,11 @@ def reference_of(bundle: Bundle, *, file: Path | None = None, function: str | No
     `file` is the ONNX file, where it is at hand, and `function` makes the module of PyTorch: code is not run because a
     manifest names it. Raises DataError where one is given for a bundle from elsewhere, or is another.
     """
+    if bundle.manifest.parent is not None:
+        variants = importlib.import_module("export.quantize.reference")
+        variants.check_options(bundle, from_onnx=file, from_torch=function)
+        variant: Reference = variants.VariantOf(bundle)
+        return variant
     origin = bundle.manifest.provenance.origin
     kind = "a run" if origin is None else origin.kind
     for given, option, wanted in ((file, "--from-onnx", "onnx"), (function, "--from-torch", "torch")):

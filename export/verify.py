@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from export.data import open_source
 from export.examples import Example, load
 from export.graph.evaluate import run_whole
+from export.head import Head, head_of
 from export.names import LOGITS
+from export.quantize.reference import parent_checks
 from export.recipe import recipe_of
 from export.reference import Limits, Outputs, Reference, reference_of
 from export.runtime import PROVIDER, Answer, open_graph
@@ -21,7 +22,7 @@ from export.weights import tolerance_for, versions
 from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
 from saccade.golden import golden_file, made_pictures
-from saccade.manifest import Manifest, Measured, Parity
+from saccade.manifest import Manifest, Measured, Parity, Precision
 from saccade.pooling import pooled_row
 from saccade.preprocess import normalize
 from saccade.scores import to_scores
@@ -31,12 +32,16 @@ CHUNK = 16
 """Pictures whose outputs are held at a time: the attention of one through a ViT-B has 22 MB."""
 MADE_SEED = 11
 
-WIDEST = Limits(logits=1e-4, attention=1e-3)
-"""Of limits that are wider than usual; of logits beyond 1 a share of the largest. 1e-4 of it are 800 roundings of
-float32, more than any depth of layers adds up to, and 1e-3 of attention is not to be seen in a map.
+WIDEST: dict[Precision, Limits] = {
+    "float32": Limits(logits=1e-4, attention=1e-3),
+    "float16": Limits(logits=0.05, attention=0.05),
+    "int8": Limits(logits=0.2, attention=0.2),
+}
+"""Of limits that are wider than usual; of logits beyond 1 a share of the largest. In float32 1e-4 of it are 800
+roundings, more than any depth of layers adds up to, and 1e-3 of attention is not to be seen in a map. In a variant a
+rounding that falls to the other side is worth a whole code.
 """
 
-Head = tuple[NDArray[np.float64], NDArray[np.float64]]
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]
 
 
@@ -70,7 +75,7 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
         promised = ", ".join(manifest.outputs)
         raise BundleError(f"{manifest.id}: the graph has the outputs {', '.join(given)}; the manifest says {promised}")
     answer = open_graph(bundle.graph, only=manifest.outputs)
-    head, limits = _head(bundle), reference.limits(pixels)
+    head, limits = head_of(bundle), reference.limits(pixels)
     scores = partial(to_scores, scores=manifest.scores, temperature=manifest.temperature)
     highest = 0.0
     largest: dict[str, float] = {}
@@ -94,11 +99,14 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
             for layer in manifest.attention:
                 check("attention", seen[layer.output] - expected[layer.output], limits.attention)
                 check("attention rows sum to 1", seen[layer.output].sum(-1, dtype=np.float64) - 1, 1e-5)
-                check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], limits.attention)
+                check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], limits.batch)
             _check_maps(manifest, seen, expected, head, limits, check)
     _check_limits(manifest, limits, highest)
     checks = {name: Measured(largest=largest[name], allowed=allowed[name]) for name in largest}
     source = f"{origin}, against {reference.said}"
+    if manifest.parent is not None:
+        more, said = parent_checks(bundle, pixels)
+        checks, source = checks | more, f"{source}; {said}"
     return Parity(
         pictures=len(pixels), source=source, batches=BATCHES, provider=PROVIDER, checks=checks, versions=versions()
     )
@@ -107,13 +115,13 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
 def _check_limits(manifest: Manifest, limits: Limits, highest: float) -> None:
     """Parity that allows more than WIDEST would show little. Raises BundleError."""
     for kind, limit, at_most in (
-        ("logits", limits.logits, WIDEST.logits * max(1.0, highest)),
-        ("attention", limits.attention, WIDEST.attention),
+        ("logits", limits.logits, WIDEST[manifest.precision].logits * max(1.0, highest)),
+        ("attention", limits.attention, WIDEST[manifest.precision].attention),
     ):
         if not limit <= at_most:
             raise BundleError(
-                f"float32 rounds the {kind} of {manifest.id} so roughly that {limit:.3g} would be allowed; it may be "
-                f"{at_most:.3g} at most"
+                f"{manifest.precision} rounds the {kind} of {manifest.id} so roughly that {limit:.3g} would be "
+                f"allowed; it may be {at_most:.3g} at most"
             )
 
 
@@ -135,31 +143,17 @@ def _check_shapes(manifest: Manifest, count: int, outputs: Outputs, source: str)
 def _check_maps(
     manifest: Manifest, seen: Outputs, expected: Outputs, head: Head | None, limits: Limits, check: Check
 ) -> None:
-    """Each map against its formula, evaluated in float64 on the source model's outputs."""
+    """Each map against its formula, in float64 on the bundle's own outputs: those are held to the source's."""
     maps = manifest.maps
     if maps.pooling:
-        check("pooling", seen[maps.pooling] - expected[maps.pooling], 1e-5)
+        check("pooling", seen[maps.pooling] - expected[maps.pooling], limits.pooling)
         check("pooling sums to 1", seen[maps.pooling].sum(-1, dtype=np.float64) - 1, 1e-5)
     if maps.rollout:
-        check("rollout", seen[maps.rollout] - _rollout_by_matrices(manifest, expected), limits.attention)
+        check("rollout", seen[maps.rollout] - _rollout_by_matrices(manifest, seen), 1e-5)
     if maps.class_map and head is not None:
         weight, bias = head
         summed = seen[maps.class_map.tokens].sum(1, dtype=np.float64) @ weight.T + bias
-        check("class map sums to the logit", summed - seen[LOGITS], limits.logits)
-
-
-def _head(bundle: Bundle) -> Head | None:
-    """Weight (classes, width) and bias (classes,) of the exact class map; a head without a bias has zeros."""
-    class_map = bundle.manifest.maps.class_map
-    if class_map is None:
-        return None
-    tensors = load_file(bundle.weights)
-    missing = [name for name in (class_map.weight, class_map.bias) if name is not None and name not in tensors]
-    if missing:
-        raise BundleError(f"{bundle.weights} has no {', '.join(missing)}; the manifest's class map names it")
-    weight = tensors[class_map.weight].astype(np.float64)
-    bias = np.zeros(len(weight)) if class_map.bias is None else tensors[class_map.bias].astype(np.float64)
-    return weight, bias
+        check("class map sums to the logit", summed - seen[LOGITS], limits.sums)
 
 
 def _with_maps(bundle: Bundle, outputs: Outputs, pixels: NDArray[np.float32]) -> Outputs:

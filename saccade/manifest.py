@@ -318,9 +318,9 @@ class Variant(Frozen):
     first label; `attention` for the weights of all layers."""
     calibrated_on: str
     in_float: tuple[str, ...]
-    """Nodes of the parent's graph that a measurement left in float32."""
+    """Weights of the layers that a measurement left in float32; the head always is."""
     bytes: int
-    """Of all files; `parent_bytes` of the parent's."""
+    """Of graph and weights; `parent_bytes` of the parent's."""
     parent_bytes: int
 
 

@@ -1,0 +1,75 @@
+"""Which nodes stay in float: found by what each of them, quantised alone, does to labels and maps."""
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from export.head import Head
+from export.quantize.agreement import Agreement, Batch, answers, compare
+from export.quantize.float_graph import weighted_nodes
+from export.quantize.int8 import to_int8
+from export.quantize.ranges import Step
+from export.runtime import Answer, open_graph
+from saccade.bundle import Bundle
+
+
+class Bounds(NamedTuple):
+    """What a variant may lose."""
+
+    top1: float = 0.005
+    """Share of the pictures that its parent is right on."""
+    maps: float = 0.95
+    """The least rank correlation with the parent's, of each map."""
+
+    def hold(self, found: Agreement) -> bool:
+        return found.lost <= self.top1 and found.worst_map >= self.maps
+
+    @property
+    def halved(self) -> "Bounds":
+        """For choosing: other pictures judge, and may be less kind."""
+        return Bounds(self.top1 / 2, (1 + self.maps) / 2)
+
+
+def in_float(
+    bundle: Bundle,
+    head: Head | None,
+    graph: Callable[[], ir.Model],
+    steps: Mapping[str, Step],
+    batches: Sequence[Batch],
+    bounds: Bounds,
+) -> tuple[str, ...]:
+    """The fewest nodes, most sensitive first and each time twice as many, that have to stay for the bounds, halved.
+
+    `graph` makes the parent's float graph anew. Where no number of them is enough, all but the least sensitive.
+    """
+    manifest = bundle.manifest
+    names = list(dict.fromkeys(one.name for one in weighted_nodes(graph())))
+    parent = list(answers(open_graph(bundle.graph, only=manifest.outputs), manifest, head, batches))
+
+    def without(kept: Collection[str]) -> Agreement:
+        return compare(int8_answer(graph(), steps, kept), manifest, head, batches, parent)
+
+    if bounds.halved.hold(without(())):
+        return ()
+    errors = {}
+    for done, name in enumerate(names, 1):
+        errors[name] = _error(without([other for other in names if other != name]))
+        print(f"\r{done}/{len(names)} nodes measured  ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    ranked = sorted(names, key=errors.__getitem__, reverse=True)
+    count = 1
+    while count < len(ranked) - 1 and not bounds.halved.hold(without(ranked[:count])):
+        count *= 2
+    return tuple(ranked[: min(count, len(ranked) - 1)])
+
+
+def int8_answer(model: ir.Model, steps: Mapping[str, Step], kept: Collection[str]) -> Answer:
+    """A float graph, quantised but for the nodes kept, through ONNX Runtime. The model is changed."""
+    to_int8(model, steps, kept)
+    return open_graph(ir.to_proto(model).SerializeToString())
+
+
+def _error(found: Agreement) -> float:
+    return found.logits + 1 - found.worst_map

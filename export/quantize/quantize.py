@@ -1,0 +1,160 @@
+"""`saccade quantize`: a bundle -> a variant of lower precision, held to what it promises, or nothing at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from itertools import tee
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from export.assemble import assemble, gives_manifest
+from export.head import head_of
+from export.quantize.agreement import Agreement, Batch, answers, compare
+from export.quantize.choose import Bounds, in_float
+from export.quantize.float16 import to_float16
+from export.quantize.float_graph import SMALL, array, float_graph, weighted_nodes
+from export.quantize.int8 import calibrated_values, to_int8
+from export.quantize.parts import batches, held_out_parts
+from export.quantize.ranges import measured_steps
+from export.quantize.reference import VariantOf, identity_of
+from export.runtime import open_graph
+from export.weights import TOLERANCE, write_files
+from saccade.bundle import GRAPH, WEIGHTS, Bundle
+from saccade.errors import BundleError
+from saccade.manifest import Manifest, Precision, Variant
+
+PICTURES = 256
+
+
+def quantize(
+    bundle: Bundle,
+    precision: Literal["int8", "float16"],
+    data: Path | None,
+    name: str | None = None,
+    *,
+    pictures: int = PICTURES,
+    anyway: bool = False,
+    bounds: Bounds = Bounds(),  # noqa: B008 - a tuple
+) -> Bundle:
+    """Writes the next version of `name` beside the bundle, its parent, and gives it.
+
+    int8 is calibrated on `pictures` held-out pictures, and as many others decide which nodes stay in float; the rest
+    judge. Raises DataError; BundleError where the bundle is a variant already, where a promise does not hold, and,
+    unless `anyway`, where more is lost than `bounds` allow. Then nothing is written.
+    """
+    manifest = bundle.manifest
+    if manifest.parent is not None:
+        raise BundleError(f"{manifest.id} is a variant already ({manifest.precision}): quantise {manifest.parent.id}")
+    head = head_of(bundle)
+    parts = held_out_parts(manifest, data, pictures if precision == "int8" else 0)
+    spec, model = manifest.preprocessing, float_graph(bundle)
+    nodes = weighted_nodes(model)
+    if not nodes:
+        raise BundleError(
+            f"{manifest.id} has no Conv, Gemm or MatMul of {SMALL:,} weights beside its head: nothing would get smaller"
+        )
+    kept: tuple[str, ...] = ()
+    calibrated_on = "nothing: float16 has a range of its own"
+    if precision == "float16":
+        to_float16(model)
+    else:
+        names = calibrated_values(nodes)
+        steps = measured_steps(model, names, [pixels for pixels, _ in batches(parts.calibrate, spec)])
+        choosing = list(batches(parts.choose, spec))
+        kept = in_float(bundle, head, lambda: float_graph(bundle), steps, choosing, bounds)
+        to_int8(model, steps, kept)
+        calibrated_on = f"{len(parts.calibrate)} of {parts.name}, and as many others to choose by"
+    with tempfile.TemporaryDirectory() as place, gives_manifest(manifest.id):
+        folder = Path(place)
+        _write(bundle, model, folder)
+        found = _judge(bundle, folder / GRAPH, batches(parts.judge, spec))
+        if not (anyway or bounds.hold(found)):
+            raise BundleError(_refusal(manifest, precision, found, bounds))
+        variant = Variant(
+            split=f"{parts.name}, neither calibrated on nor chosen by",
+            pictures=found.pictures,
+            parent_top1=found.parent_top1,
+            top1=found.top1,
+            same_label=found.same_label,
+            maps=found.maps,
+            calibrated_on=calibrated_on,
+            in_float=kept,
+            bytes=sum((folder / file).stat().st_size for file in (GRAPH, WEIGHTS)),
+            parent_bytes=sum(manifest.files[file].bytes for file in (GRAPH, WEIGHTS)),
+        )
+        return assemble(
+            bundle.folder.parent.parent,
+            name or f"{manifest.name}-{precision}",
+            _fields(bundle, precision, variant),
+            lambda target: _copy(folder, target),
+            VariantOf,
+        )
+
+
+def _judge(bundle: Bundle, graph: Path, judging: Iterable[Batch]) -> Agreement:
+    manifest, head = bundle.manifest, head_of(bundle)
+    first, second = tee(judging)
+    theirs = answers(open_graph(bundle.graph, only=manifest.outputs), manifest, head, first)
+    return compare(open_graph(graph, only=manifest.outputs), manifest, head, second, theirs)
+
+
+def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds) -> str:
+    said = []
+    if found.lost > bounds.top1:
+        said.append(
+            f"is right on {found.top1:.2%} of {found.pictures} held-out pictures and {manifest.id} on "
+            f"{found.parent_top1:.2%}: it loses {100 * found.lost:.2f} points, {100 * bounds.top1:.2g} are allowed"
+        )
+    low = [f"{name} {value:.3f}" for name, value in found.maps.items() if value < bounds.maps]
+    if low:
+        said.append(f"agrees with its maps by a rank correlation of {', '.join(low)}; {bounds.maps:.2g} is the least")
+    return f"{manifest.id} in {precision} {' and '.join(said)} (--anyway writes it)"
+
+
+def _fields(bundle: Bundle, precision: Precision, variant: Variant) -> dict[str, Any]:
+    """The parent's, but for what is measured of a bundle by itself."""
+    manifest = bundle.manifest
+    carried = manifest.model_dump(exclude={"schema_version", "name", "version", "files", "parity"})
+    card = manifest.card.model_copy(
+        update={
+            "summary": f"{manifest.card.summary} ({precision} variant of {manifest.id})",
+            "evaluation": (),
+            "calibration": None,
+            "cost": (),
+            "variant": variant,
+        }
+    )
+    return {
+        **carried,
+        "precision": precision,
+        "parent": identity_of(bundle),
+        "tolerance": TOLERANCE,  # of the draft; `assemble` has the final one
+        "card": card,
+    }
+
+
+def _write(bundle: Bundle, model: ir.Model, folder: Path) -> None:
+    """Graph and weights. Whatever comes from a tensor of the parent's file is in the variant's file, under its name."""
+    with safe_open(bundle.weights, framework="numpy") as file:
+        theirs = set(file.keys())
+    named = theirs | {f"{name.removesuffix('.weight')}.bias" for name in theirs}
+    tensors: dict[str, NDArray[Any]] = {
+        name: array(value) for name, value in model.graph.initializers.items() if _stem(name) in named
+    }
+    write_files(model, tensors, {name: name for name in tensors}, folder)
+
+
+def _stem(name: str) -> str:
+    """Of the parameter that a tensor belongs to."""
+    for suffix in (".scale", ".zero_point", ".transposed"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _copy(folder: Path, target: Path) -> None:
+    for file in (GRAPH, WEIGHTS):
+        shutil.copyfile(folder / file, target / file)

@@ -26,10 +26,9 @@ class Bounds(NamedTuple):
     def hold(self, found: Agreement) -> bool:
         return found.lost <= self.top1 and found.worst_map >= self.maps
 
-    @property
-    def halved(self) -> "Bounds":
-        """For choosing: other pictures judge, and may be less kind."""
-        return Bounds(self.top1 / 2, (1 + self.maps) / 2)
+    def halved(self, pictures: int) -> "Bounds":
+        """For choosing by so many: others judge, and may be less kind. One label more or less says nothing."""
+        return Bounds(max(self.top1 / 2, 1.5 / pictures), (1 + self.maps) / 2)
 
 
 def in_float(
@@ -51,7 +50,8 @@ def in_float(
     def without(kept: Collection[str]) -> Agreement:
         return compare(int8_answer(graph(), steps, kept), manifest, head, batches, parent)
 
-    if bounds.halved.hold(without(())):
+    strict = bounds.halved(sum(len(labels) for _, labels in batches))
+    if strict.hold(without(())):
         return ()
     errors = {}
     for done, name in enumerate(names, 1):
@@ -60,7 +60,7 @@ def in_float(
     print(file=sys.stderr)
     ranked = sorted(names, key=errors.__getitem__, reverse=True)
     count = 1
-    while count < len(ranked) - 1 and not bounds.halved.hold(without(ranked[:count])):
+    while count < len(ranked) - 1 and not strict.hold(without(ranked[:count])):
         count *= 2
     return tuple(ranked[: min(count, len(ranked) - 1)])
 

@@ -107,11 +107,11 @@ def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds:
     if found.lost > bounds.top1:
         said.append(
             f"is right on {found.top1:.2%} of {found.pictures} held-out pictures and {manifest.id} on "
-            f"{found.parent_top1:.2%}: it loses {100 * found.lost:.2f} points, {100 * bounds.top1:.2g} are allowed"
+            f"{found.parent_top1:.2%}: it loses {100 * found.lost:.2f} points, {100 * bounds.top1:g} are allowed"
         )
-    low = [f"{name} {value:.3f}" for name, value in found.maps.items() if value < bounds.maps]
+    low = [f"{name} {value:.4f}" for name, value in found.maps.items() if value < bounds.maps]
     if low:
-        said.append(f"agrees with its maps by a rank correlation of {', '.join(low)}; {bounds.maps:.2g} is the least")
+        said.append(f"agrees with its maps by a rank correlation of {', '.join(low)}; {bounds.maps:g} is the least")
     return f"{manifest.id} in {precision} {' and '.join(said)} (--anyway writes it)"
 
 

@@ -19,8 +19,8 @@ from saccade.bundle import WEIGHTS, Bundle, open_bundle
 from saccade.errors import BundleError, DataError
 from saccade.manifest import Measured, Parent, Precision
 
-ROUNDING: dict[Precision, float] = {"int8": 1e-6, "float16": 2**-11}
-"""Relative, of one operation: some units in the last place of float32; half a unit of float16."""
+ROUNDING: dict[Precision, float] = {"int8": 3e-7, "float16": 2**-11}
+"""Relative: five roundings of float32, and one of float16."""
 SEEDS = range(4)
 
 
@@ -41,7 +41,7 @@ class VariantOf:
         return {name: np.concatenate([row[at] for row in rows]) for at, name in enumerate(names)}
 
     def limits(self, pixels: NDArray[np.float32]) -> Limits:
-        """Twice as far as the answers move when every constant of the graph is off by a rounding.
+        """Twice as far as the answers move when every constant of the graph is off by some roundings.
 
         An activation half-way between two codes falls to one side or the other by the last bit of what came before, and
         that bit is another on other processors. What a difference of a whole code does to the answers is measured.

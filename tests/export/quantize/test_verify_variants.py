@@ -1,0 +1,144 @@
+"""`saccade verify` of variants: every promise, from the folder alone, and their parent where it is there."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from export.runtime import open_graph
+from export.verify import verify
+from saccade.bundle import Bundle, open_bundle
+from saccade.cli import main
+from saccade.errors import BundleError
+from saccade.golden import check_golden, made_pictures
+from saccade.manifest import Manifest
+from saccade.pooling import pooled_row
+from saccade.preprocess import normalize
+from tests.export.test_verify import restate_checksum
+
+CPU = "CPUExecutionProvider"
+
+
+def pictures(manifest: Manifest, count: int) -> np.ndarray:
+    spec = manifest.preprocessing
+    return normalize(made_pictures(count, spec.height, spec.width, 5), spec)
+
+
+def test_every_promise_is_held(variant: Bundle) -> None:
+    """What a float bundle is held to, a variant is; and its maps to its parent's, by rank."""
+    parity = variant.manifest.parity
+    assert parity is not None
+    assert parity.pictures == 16
+    assert "made pictures, seed 11, against the variant's own graph by onnx's evaluator" in parity.source
+    assert parity.source.endswith(f"and against its parent {variant.manifest.parent.id}")
+    allowed = {name: check.allowed for name, check in parity.checks.items()}
+    assert allowed["alone = in a batch, scores"] == 1e-5
+    assert allowed["logits"] >= 1e-4
+    maps = variant.manifest.maps
+    if variant.manifest.attention:
+        assert allowed["attention rows sum to 1"] == allowed["alone = in a batch, attention"] == 1e-5
+        assert allowed["rank correlation with the parent's attention, short of 1"] == pytest.approx(0.05)
+    if maps.rollout:
+        assert allowed["rollout"] == 1e-5
+    if maps.class_map:
+        assert allowed["class map sums to the logit"] == 1e-4
+    assert all(0 <= check.largest <= check.allowed for check in parity.checks.values())
+
+
+def test_outputs_keep_their_formulas(variant: Bundle) -> None:
+    """Typed anew in float64: rows sum to 1, rollout is the product of matrices, the class map sums to the logit."""
+    manifest = variant.manifest
+    outputs = {
+        name: values.astype(np.float64) for name, values in open_graph(variant.graph)(pictures(manifest, 3)).items()
+    }
+    for layer in manifest.attention:
+        np.testing.assert_allclose(outputs[layer.output].sum(-1), 1, atol=1e-5)
+    if manifest.maps.rollout:
+        last = manifest.attention[-1]
+        row = outputs["pooling"] if manifest.maps.pooling else np.tile(pooled_row(manifest.pooling, last), (3, 1))
+        for layer in reversed(manifest.attention):
+            row = np.einsum("bn,bnm->bm", row, (outputs[layer.output].mean(1) + np.eye(layer.tokens)) / 2)
+        np.testing.assert_allclose(outputs["rollout"], row[:, last.patch_slice], atol=1e-5)
+    if manifest.maps.class_map:
+        tensors = load_file(variant.weights)
+        summed = outputs["class_tokens"].sum(1) @ tensors["head.weight"].T.astype(np.float64) + tensors["head.bias"]
+        np.testing.assert_allclose(summed, outputs["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny-cct-int8", "tiny-vit-int8", "tiny-hybrid-int8", "tiny-resnet-int8"])
+def test_integers_are_exact_whatever_the_batch_and_the_threads(variants: Path, name: str) -> None:
+    """To the last bit: no sum depends on the order in which it is made."""
+    bundle = open_bundle(variants / name / "1")
+    pixels = pictures(bundle.manifest, 16)
+    whole = open_graph(bundle.graph, threads=1)(pixels)
+    for threads, size in ((1, 1), (1, 7), (2, 16), (2, 3)):
+        answer = open_graph(bundle.graph, threads=threads)
+        parts = [answer(pixels[start : start + size]) for start in range(0, 16, size)]
+        for output, values in whole.items():
+            np.testing.assert_allclose(np.concatenate([part[output] for part in parts]), values, atol=1e-6)
+
+
+def test_no_scale_is_made_while_running(variants: Path) -> None:
+    """Every quantiser of the graph reads constants."""
+    for name in ("tiny-cct-int8", "tiny-resnet-int8"):
+        proto = onnx.load(variants / name / "1" / "model.onnx")
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        quantisers = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert quantisers
+        assert all(set(node.input[1:]) <= constants for node in quantisers)
+        assert not any("Dynamic" in node.op_type for node in proto.graph.node)
+
+
+def test_a_variant_is_verified_beside_its_parent(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command gives the same figures again, and the bundle is as valid as before."""
+    before = open_bundle(copy / "tiny-cct-int8" / "1").manifest
+    assert main(["verify", "tiny-cct-int8", "--models", str(copy)]) == 0
+    assert "and against its parent tiny-cct@1" in capsys.readouterr().out
+    assert open_bundle(copy / "tiny-cct-int8" / "1").manifest == before
+
+
+def test_a_variant_without_its_parent_is_verified_by_itself(copy: Path) -> None:
+    """And the manifest says that the parent was not there."""
+    shutil.rmtree(copy / "tiny-cct")
+    parity = verify(open_bundle(copy / "tiny-cct-int8" / "1"), None).manifest.parity
+    assert parity is not None
+    assert parity.source.endswith("its parent tiny-cct@1 is not in this folder of models")
+    assert "logits" in parity.checks
+    assert not [name for name in parity.checks if "parent" in name]
+
+
+def test_another_parent_is_named_by_its_weights(copy: Path) -> None:
+    """Whoever retrained the parent under the same version is told, with both checksums."""
+    parent = open_bundle(copy / "tiny-cct" / "1")
+    weights = load_file(parent.weights)
+    weights["head.bias"] = weights["head.bias"] + np.float32(0.5)
+    save_file(weights, parent.weights)
+    changed = restate_checksum(parent.folder, "weights.safetensors").manifest.files["weights.safetensors"].sha256
+    was = open_bundle(copy / "tiny-cct-int8" / "1").manifest.parent.weights_sha256
+    with pytest.raises(BundleError, match=rf"made of tiny-cct@1 with weights of sha256 {was}; .* have {changed}"):
+        verify(open_bundle(copy / "tiny-cct-int8" / "1"), None)
+
+
+@pytest.mark.parametrize(("name", "by"), [("head.weight", 1.5), ("tokenizer.0.weight", -1)])
+def test_changed_weights_are_found_at_load(copy: Path, name: str, by: float) -> None:
+    """The tolerance has room for roundings, not for another net."""
+    bundle = open_bundle(copy / "tiny-cct-int8" / "1")
+    weights = load_file(bundle.weights)
+    weights[name] = (weights[name] * by).astype(weights[name].dtype)
+    save_file(weights, bundle.weights)
+    changed = restate_checksum(bundle.folder, "weights.safetensors")
+    with pytest.raises(BundleError, match=r"tiny-cct-int8@1 on CPUExecutionProvider: output \S+ is \S+ away"):
+        check_golden(changed.manifest, changed.golden, CPU, open_graph(changed.graph))
+
+
+@pytest.mark.parametrize("option", ["--from-onnx", "--from-torch"])
+def test_a_variant_is_not_held_to_its_parents_source(
+    copy: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the parent that the file made."""
+    assert main(["verify", "tiny-cct-int8", "--models", str(copy), option, "some:thing"]) == 2
+    said = f"{option} says nothing of tiny-cct-int8@1, a variant of tiny-cct@1: hold tiny-cct@1 to it"
+    assert said in capsys.readouterr().err

@@ -6,6 +6,7 @@ not depend on them. What is missing in the cache is made, the same on every mach
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def works(cache: Path = CACHE) -> dict[str, Work]:
     pictures = cache / "pictures"
     cct, vit = ROOT / "models/cifar10-cct/1", cache / "models" / _VIT / "1"
     if not (vit / MANIFEST).exists():
-        write_bundle(cache / "models", _VIT, 1, _random_vit)
+        write_bundle(cache / "models", _VIT, 1, partial(random_net, name=_VIT, recipe=_RECIPE))
     png, jpeg = "image/png", "image/jpeg"
     small = _file(pictures / "32x32.png", _small)
     usual = _file(pictures / "500x375.jpg", lambda: _photograph(500, 375, noise=6.0))
@@ -96,10 +97,11 @@ def _photograph(width: int, height: int, noise: float) -> bytes:
     return buffer.getvalue()
 
 
-def _random_vit(folder: Path) -> Mapping[str, Any]:
-    """Writes the bundle's files by the exporter's own pieces; gives the manifest's fields.
+def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Writes a bundle's files, weights random, by the exporter's own pieces; gives the manifest's fields.
 
-    Without parity, which takes minutes at this size: the golden file holds the graph to the net at every load.
+    Of 1,000 classes. Without parity, which takes minutes at this size: the golden file holds the graph to the net at
+    every load.
     """
     import torch
 
@@ -113,18 +115,18 @@ def _random_vit(folder: Path) -> Mapping[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(_SEED)
-    recipe = Recipe.model_validate(_RECIPE)
+    made = Recipe.model_validate(recipe)
     labels = tuple(f"class_{index:03d}" for index in range(1000))
-    net = build(recipe.net, recipe.size, len(labels)).eval()
+    net = build(made.net, made.size, len(labels)).eval()
     fields = {
-        **promises(net, recipe, labels),
+        **promises(net, made, labels),
         "provenance": Provenance(
-            recipe=recipe.model_dump(mode="json"), data="none", held_out="none", seed=_SEED, commit=None,
+            recipe=made.model_dump(mode="json"), data="none", held_out="none", seed=_SEED, commit=None,
             versions=versions(),
         ),
-        "card": Card(summary=recipe.card.summary, license=recipe.card.license, parameters=net.parameter_count),
+        "card": Card(summary=made.card.summary, license=made.card.license, parameters=net.parameter_count),
     }  # fmt: skip
-    write_model(net, recipe.size, folder)
-    draft = draft_manifest(_VIT, 1, fields)
+    write_model(net, made.size, folder)
+    draft = draft_manifest(name, 1, fields)
     (folder / GOLDEN).write_bytes(golden_file(draft, Exported(net).eval().arrays))
     return fields

@@ -1,4 +1,4 @@
-"""`saccade evaluate`: each figure as eager PyTorch and scikit-learn have it, on the card and in files, here and served."""
+"""`saccade evaluate`: figures as eager PyTorch and scikit-learn have them, on the card, in files, here and served."""
 
 import json
 from collections.abc import Callable

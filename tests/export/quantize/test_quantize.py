@@ -244,7 +244,7 @@ def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture
         (["tiny-cct"], "one of the arguments --int8 --float16 is required"),
         (["tiny-cct", "--int8", "--name", "../x"], "'../x' is no name for a model"),
         (["tiny-cct", "--int8", "--data", "nowhere"], "nowhere"),
-        (["tiny-cct", "--int8", "--pictures", "0"], "must be a whole number from 1 to 100000, not '0'"),
+        (["tiny-cct", "--int8", "--pictures", "0"], "must be a whole number from 1 to 1000000, not '0'"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(

@@ -18,7 +18,7 @@ from export.quantize.choose import Bounds, in_float
 from export.quantize.float16 import to_float16
 from export.quantize.float_graph import SMALL, array, float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
-from export.quantize.parts import batches, held_out_parts
+from export.quantize.parts import Parts, batches, held_out_parts
 from export.quantize.ranges import measured_steps
 from export.quantize.reference import VariantOf, identity_of
 from export.runtime import open_graph
@@ -49,11 +49,9 @@ def quantize(
     manifest = bundle.manifest
     if manifest.parent is not None:
         raise BundleError(f"{manifest.id} is a variant already ({manifest.precision}): quantise {manifest.parent.id}")
-    head = head_of(bundle)
     parts = held_out_parts(manifest, data, pictures if precision == "int8" else 0)
-    spec, model = manifest.preprocessing, float_graph(bundle)
-    nodes = weighted_nodes(model)
-    if not nodes:
+    model = float_graph(bundle)
+    if not weighted_nodes(model):
         raise BundleError(
             f"{manifest.id} has no Conv, Gemm or MatMul of {SMALL:,} weights beside its head: nothing would get smaller"
         )
@@ -62,16 +60,12 @@ def quantize(
     if precision == "float16":
         to_float16(model)
     else:
-        names = calibrated_values(nodes)
-        steps = measured_steps(model, names, [pixels for pixels, _ in batches(parts.calibrate, spec)])
-        choosing = list(batches(parts.choose, spec))
-        kept = in_float(bundle, head, lambda: float_graph(bundle), steps, choosing, bounds)
-        to_int8(model, steps, kept)
+        kept = _quantise(bundle, model, parts, bounds)
         calibrated_on = f"{len(parts.calibrate)} of {parts.name}, and as many others to choose by"
     with tempfile.TemporaryDirectory() as place, gives_manifest(manifest.id):
         folder = Path(place)
         _write(bundle, model, folder)
-        found = _judge(bundle, folder / GRAPH, batches(parts.judge, spec))
+        found = _judge(bundle, folder / GRAPH, batches(parts.judge, manifest.preprocessing))
         if not (anyway or bounds.hold(found)):
             raise BundleError(_refusal(manifest, precision, found, bounds))
         variant = Variant(
@@ -93,6 +87,17 @@ def quantize(
             lambda target: _copy(folder, target),
             VariantOf,
         )
+
+
+def _quantise(bundle: Bundle, model: ir.Model, parts: Parts, bounds: Bounds) -> tuple[str, ...]:
+    """Changes the float graph; gives the names of the layers that stay as they are."""
+    spec = bundle.manifest.preprocessing
+    names = calibrated_values(weighted_nodes(model))
+    steps = measured_steps(model, names, [pixels for pixels, _ in batches(parts.calibrate, spec)])
+    choosing = list(batches(parts.choose, spec))
+    kept = in_float(bundle, head_of(bundle), lambda: float_graph(bundle), steps, choosing, bounds)
+    to_int8(model, steps, kept)
+    return kept
 
 
 def _judge(bundle: Bundle, graph: Path, judging: Iterable[Batch]) -> Agreement:
@@ -145,7 +150,10 @@ def _write(bundle: Bundle, model: ir.Model, folder: Path) -> None:
     tensors: dict[str, NDArray[Any]] = {
         name: array(value) for name, value in model.graph.initializers.items() if _stem(name) in named
     }
-    write_files(model, tensors, {name: name for name in tensors}, folder)
+    try:
+        write_files(model, tensors, {name: name for name in tensors}, folder)
+    except OSError as error:
+        raise BundleError(f"could not write to {folder}: {error}") from error
 
 
 def _stem(name: str) -> str:

@@ -274,3 +274,12 @@ def test_training_does_not_begin_with_a_variant(copy: Path, tmp_path: Path, caps
     words = ["train", "digits-cct", "--out", str(tmp_path / "run"), "--init", "tiny-cct-int8", "--models", str(copy)]
     assert main(words) == 2
     assert "tiny-cct-int8@1 is a variant in int8: begin with tiny-cct@1" in capsys.readouterr().err
+
+
+def test_a_variant_is_evaluated_as_any_bundle(copy: Path, tmp_path: Path) -> None:
+    """Its card then has its own accuracy, beside what it loses against its parent."""
+    before = open_bundle(copy / "tiny-cct-int8" / "1").manifest
+    assert main(["evaluate", "tiny-cct-int8", "--models", str(copy), "--out", str(tmp_path / "out")]) == 0
+    after = open_bundle(copy / "tiny-cct-int8" / "1").manifest
+    assert [figure.split for figure in after.card.evaluation] == ["scikit-learn digits, test"]
+    assert after.card.variant == before.card.variant

@@ -1,5 +1,6 @@
 """Where and how something was made: commit, versions, hardware, and the command that would make it again."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -30,6 +31,11 @@ def training_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def hardware(device: torch.device) -> str:

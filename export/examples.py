@@ -4,6 +4,7 @@ Of the training pictures, a tenth of each class, drawn with a fixed seed, is hel
 CIFAR-10). The test split is a call of its own, so that training cannot read it.
 """
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
+from saccade.picture import Picture
 from saccade.preprocess import resize
 
 HELD_OUT_SEED = 2021
@@ -43,6 +45,14 @@ class Examples(ABC):
     def picture(self, index: int) -> Image.Image:
         """RGB, upright, of any size. Raises DataError where it cannot be read."""
 
+    def name(self, index: int) -> str:
+        """Which one it is, for whoever looks for it: its number in the data set, or its path below the split."""
+        return str(index)
+
+    def file(self, index: int) -> Picture:
+        """What a caller would send of it: the file where it is one, else the picture itself."""
+        return self.picture(index)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 of what they are made of, so that a run can say what it was trained on."""
@@ -56,6 +66,12 @@ class Examples(ABC):
     def choose(self, indices: NDArray[np.int64]) -> "Examples":
         """Those alone, in that order."""
         return _Chosen(self, indices)
+
+    def relabelled(self, places: NDArray[np.int64]) -> "Examples":
+        """The same pictures, where label k has become places[k]."""
+        other = copy.copy(self)
+        other.labels = places[self.labels]
+        return other
 
 
 class Source(ABC):
@@ -115,6 +131,12 @@ class _Chosen(Examples):
 
     def picture(self, index: int) -> Image.Image:
         return self._examples.picture(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._examples.name(int(self._indices[index]))
+
+    def file(self, index: int) -> Picture:
+        return self._examples.file(int(self._indices[index]))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._examples.fingerprint().encode() + self._indices.tobytes()).hexdigest()

@@ -15,32 +15,60 @@ from saccade.decode import decode
 from saccade.errors import DataError, RequestError
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_SHOWN = 10
+"""Classes that a message names."""
 
 
 class ImageFolder(Source):
     """One folder a class; pictures of any size, in the formats of the service."""
 
-    def __init__(self, root: Path, background: tuple[int, int, int]) -> None:
+    def __init__(self, root: Path, background: tuple[int, int, int], classes: tuple[str, ...] | None = None) -> None:
+        """`classes` are a model's labels, of which a split may have some only; without them those of train/.
+
+        Raises DataError where there are none, and where `root` is no folder.
+        """
+        if not root.is_dir():
+            raise DataError(f"{root} is no folder")
         self.root = root
         self.background = background
-        self.name = f"image folder {root.name}"
-        if not (root / "train").is_dir():
+        self.name = f"image folder {root.resolve().name}"
+        if classes is None and not (root / "train").is_dir():
             raise DataError(f"{root} has no folder train/ with one folder a class")
-        self.classes = _folders(root / "train")
-        if len(self.classes) < 2:
+        self.classes = _folders(root / "train") if classes is None else classes
+        if classes is None and len(self.classes) < 2:
             raise DataError(f"{root / 'train'} has {len(self.classes)} class folders; at least 2 are needed")
 
     def training(self) -> Examples:
-        return _Files(self.root / "train", self.classes, self.background)
+        return self.part("train")
 
     def test(self) -> Examples:
+        return self.part(self.test_name())
+
+    def test_name(self) -> str:
+        """`test`, or `val` where there is no test/. Raises DataError where there is neither."""
         for name in ("test", "val"):
             if (self.root / name).is_dir():
-                unknown = sorted(set(_folders(self.root / name)) - set(self.classes))
-                if unknown:
-                    raise DataError(f"{self.root / name / unknown[0]} is no class of {self.root / 'train'}")
-                return _Files(self.root / name, self.classes, self.background)
+                return name
         raise DataError(f"{self.root} has neither test/ nor val/")
+
+    def part(self, name: str) -> Examples:
+        """The pictures of one of its folders. Raises DataError for a folder of no known class, or without a picture."""
+        folder = self.root / name
+        if not folder.is_dir():
+            raise DataError(f"{self.root} has no folder {name}/ with one folder a class")
+        found = _folders(folder)
+        unknown = sorted(set(found) - set(self.classes))
+        if unknown:
+            known = f"the {len(self.classes)} classes {shortened(self.classes)}"
+            raise DataError(f"{folder / unknown[0]} is none of {known}")
+        if not found:
+            raise DataError(f"{folder} has no class folders; at least 1 is needed")
+        return _Files(folder, self.classes, self.background)
+
+
+def shortened(classes: tuple[str, ...]) -> str:
+    """The first of them, for a message."""
+    return ", ".join((*classes[:_SHOWN], *(["…"] if len(classes) > _SHOWN else [])))
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
@@ -64,28 +92,35 @@ class _Files(Examples):
         self.labels = np.repeat(np.arange(len(classes)), counts)
         ends = np.cumsum(counts)
         for last, count in zip(ends.tolist(), counts, strict=True):
-            self._check_readable(range(last - count, last))
+            if count:
+                self._check_readable(range(last - count, last))
         self._fingerprint = self._digest.hexdigest()
         del self._digest
 
     def picture(self, index: int) -> Image.Image:
-        file = self._file(index)
+        file = self.file(index)
         try:
             return decode(file.read_bytes(), self._background)
         except (RequestError, OSError) as error:
             raise DataError(f"{file}: {error}") from error
 
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._names[index])
+
+    def file(self, index: int) -> Path:
+        return self._folder / self.name(index)
+
     def fingerprint(self) -> str:
         """Of names and sizes: to read a million pictures first would take an hour."""
         return self._fingerprint
 
-    def _file(self, index: int) -> Path:
-        return self._folder / os.fsdecode(self._names[index])
-
     def _scan(self, folder: Path) -> list[bytes]:
-        """Names of a class's pictures below the folder of all. Raises DataError for an empty one: it is no picture."""
+        """Names of a class's pictures below the folder of all; none where the split has no such class.
+
+        Raises DataError for an empty one: it is no picture.
+        """
         if not folder.is_dir():
-            raise DataError(f"{folder.parent} has no folder {folder.name}/, a class of the training pictures")
+            return []
         with os.scandir(folder) as entries:
             found = sorted((entry for entry in entries if _is_picture(entry)), key=lambda entry: entry.name)
         if not found:
@@ -107,7 +142,7 @@ class _Files(Examples):
                 first = first or error
             else:
                 return
-        folder = self._file(members[0]).parent
+        folder = self.file(members[0]).parent
         raise DataError(f"{folder} has no readable picture; of {len(members)} the first is {first}")
 
 

@@ -54,6 +54,7 @@ def _provenance(recipe: Recipe, state: dict[str, Any]) -> Provenance:
         recipe=recipe.model_dump(mode="json"),
         init=state.get("init"),
         data=state["data"],
+        data_sha256=state.get("data_sha256"),
         held_out=f"1 of {HELD_OUT_SHARE} training pictures of each class, seed {HELD_OUT_SEED}",
         seed=recipe.seed,
         commit=commit(),

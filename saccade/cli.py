@@ -4,20 +4,20 @@ Bad input is one line on stderr and exit code 2; of many pictures, errors of som
 """
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from saccade import __version__, bulk
+from saccade import __version__, bulk, measures
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.client import Client, Effort
-from saccade.errors import DataError, RecipeError, SaccadeError, SetupError
+from saccade.errors import DataError, RecipeError, SaccadeError
 from saccade.manifest import Manifest
+from saccade.needs import needs
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
 from saccade.sources import add_arguments, source_of
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe, or goes on where the run folder stands."""
-    recipes, data, cifar10, training, init = _needs(
+    recipes, data, cifar10, training, init = needs(
         "export", "export.recipe", "export.data", "export.cifar10", "export.train", "export.init"
     )
     recipe = recipes.load_recipe(options.recipe)
@@ -74,7 +74,7 @@ def train(options: argparse.Namespace) -> None:
 
 def describe(options: argparse.Namespace) -> None:
     """Prints what a recipe's net has and costs; needs no data."""
-    recipes, describing = _needs("export", "export.recipe", "export.describe")
+    recipes, describing = needs("export", "export.recipe", "export.describe")
     recipe = recipes.load_recipe(options.recipe)
     try:
         description = describing.describe(recipe)
@@ -88,10 +88,10 @@ def export(options: argparse.Namespace) -> None:
     source = source_of(options)
     check_place(options.models, options.name)
     if source == "run":
-        (publishing,) = _needs("export", "export.publish")
+        (publishing,) = needs("export", "export.publish")
         _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
         return
-    (adopting,) = _needs("export", f"export.from_{source}")
+    (adopting,) = needs("export", f"export.from_{source}")
     bundle, said = adopting.adopt(options)
     _report(bundle.manifest)
     print("\n".join(said))
@@ -99,24 +99,15 @@ def export(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Holds a bundle to its promises and writes what was measured into it."""
-    (verification,) = _needs("export", "export.verify")
+    (verification,) = needs("export", "export.verify")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
     verified = verification.verify(bundle, options.data, file=options.from_onnx, function=options.from_torch)
     _report(verified.manifest)
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Measures accuracy through ONNX Runtime and writes it onto the card."""
-    (evaluation,) = _needs("export", "export.evaluation.evaluate")
-    bundle = open_bundle(resolve_bundle(options.models, options.bundle))
-    for figure in evaluation.evaluate(bundle, options.data, options.split).manifest.card.evaluation:
-        low, high = figure.interval95
-        print(f"{figure.split}: {figure.top1:.2%} of {figure.pictures} (95 % interval {low:.2%} to {high:.2%})")
-
-
 def overlay_picture(options: argparse.Namespace) -> None:
     """Draws a map over a picture, in this process and without a server."""
-    (local,) = _needs("cpu", "service.local")
+    (local,) = needs("cpu", "service.local")
     folder = resolve_bundle(options.models, options.model)
     manifest = open_bundle(folder).manifest
     if options.class_ is not None and options.map not in (None, "class"):
@@ -159,7 +150,7 @@ def classify(options: argparse.Namespace) -> int:
         options.overlay,
     )
     if options.local:
-        (local,) = _needs("cpu", "service.local")
+        (local,) = needs("cpu", "service.local")
         asked = ClassifyOptions.from_query(query)
         with local.Local(resolve_bundle(options.models, options.model or _only(options.models))) as model:
             return int(bulk.classify(order, model.asking(asked)) > 0)
@@ -206,11 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-onnx", type=Path, metavar="FILE", help="hold a bundle to the ONNX file that it is taken from"
     )
 
-    one = command("evaluate", evaluate)
-    one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")
-    one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
-    one.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
-    one.add_argument("--split", choices=("test", "held-out"), default="test", help="which pictures (default: test)")
+    measures.add_commands(command)
 
     one = command("overlay", overlay_picture)
     one.add_argument("picture", type=Path)
@@ -286,16 +273,6 @@ def _only(models: Path) -> str:
     if len(names) != 1:
         raise DataError(f"give --model, one of {', '.join(sorted(names)) or 'none'}")
     return names.pop()
-
-
-def _needs(extra: str, *modules: str) -> list[Any]:
-    """Imports modules of `service` or `export` by name: this package must not depend on them."""
-    try:
-        return [importlib.import_module(name) for name in modules]
-    except ModuleNotFoundError as error:
-        raise SetupError(
-            f"this command needs {error.name}: install the extra, pip install -e '.[{extra}]', in a checkout"
-        ) from error
 
 
 def _report(manifest: Manifest) -> None:

@@ -238,6 +238,8 @@ class Provenance(Frozen):
     init: Initialisation | None = None
     """None where training began with random weights."""
     data: str | None = None
+    data_sha256: str | None = None
+    """Fingerprint of all training pictures, held-out ones included; None for a model that was not trained here."""
     held_out: str | None = None
     seed: int | None = None
     commit: str | None

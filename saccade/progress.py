@@ -22,8 +22,9 @@ class Progress:
         self._every = _TERMINAL_S if self._live else _LOG_S
         self._began = self._shown = time.monotonic()
 
-    def step(self, failed: bool) -> None:
-        self.done += 1
+    def step(self, failed: int, count: int = 1) -> None:
+        """So many are done more, `failed` of them in vain."""
+        self.done += count
         self.failed += failed
         now = time.monotonic()
         if now - self._shown >= self._every:

@@ -1,49 +1,28 @@
 """Accuracy of a bundle: every picture of a split through the one preprocessing and ONNX Runtime."""
 
-import sys
-import time
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from export.data import open_source
 from export.evaluation.figures import confusion, score_quality, top_k, wilson_interval
-from export.examples import load, split
-from export.recipe import recipe_of
+from export.evaluation.pictures import Split, choose_pictures
+from export.evaluation.predict import predict
 from export.runtime import open_graph
 from saccade.bundle import Bundle, update_bundle
-from saccade.errors import DataError
 from saccade.manifest import Evaluation
-from saccade.preprocess import normalize
-
-BATCH = 64
+from saccade.progress import Progress
 
 
-def evaluate(bundle: Bundle, data: Path | None, split_name: Literal["test", "held-out"]) -> Bundle:
+def evaluate(bundle: Bundle, data: Path | None, split_name: Split) -> Bundle:
     """Reads the split once and writes top-1 accuracy with its interval onto the card. Raises DataError."""
     manifest = bundle.manifest
-    recipe = recipe_of(manifest)
-    source = open_source(recipe.data, data, manifest.preprocessing)
-    if source.classes != manifest.labels:
-        raise DataError(f"{source.name} has the classes {list(source.classes)}; {manifest.id} has other labels")
-    examples = source.test() if split_name == "test" else split(source)[1]
-    answer = open_graph(bundle.graph, only=("logits",))
-    count, started = len(examples), time.monotonic()
-    parts = []
-    for done in range(0, count, BATCH):  # an image folder may be larger than memory
-        pictures = load(examples.choose(np.arange(done, min(done + BATCH, count))), manifest.preprocessing)
-        parts.append(answer(normalize(pictures.pixels, manifest.preprocessing))["logits"])
-        seen = done + len(pictures.labels)
-        rate = seen / (time.monotonic() - started)
-        print(f"\r{seen}/{count} pictures  {rate:.0f} images/s  {(count - seen) / rate:.0f} s left  ", end="",
-              file=sys.stderr)  # fmt: skip
-    print(file=sys.stderr)
-    logits, labels, classes = np.concatenate(parts), examples.labels, len(manifest.labels)
+    chosen = choose_pictures(manifest, data, split_name)
+    answer, progress = open_graph(bundle.graph, threads=1, only=("logits",)), Progress()
+    logits = predict(answer, chosen.examples, manifest.preprocessing, progress=progress)["logits"]
+    progress.end()
+    labels, classes, count = chosen.examples.labels, len(manifest.labels), len(chosen.examples)
     matrix = confusion(logits.argmax(1), labels, classes)
     correct = int(matrix.trace())
     evaluation = Evaluation(
-        split=f"{source.name}, {split_name}",
+        split=chosen.name,
         pictures=count,
         correct=correct,
         top1=correct / count,

@@ -2,8 +2,8 @@
 
 Stages of a ResNet (three in the paper), then bottlenecks whose 3 x 3 convolution is multi-head self-attention over the
 whole grid with 2-D relative positions: 1 x 1, attention, norm, ReLU, 1 x 1, as in the paper's appendix. The 1 x 1
-convolution after it takes the place of W_O. With `stride = 2` the first of these blocks attends on the larger grid and halves it by average
-pooling (the paper's BoT50); with `stride = 1` all share one grid (its BoT-S1-50).
+convolution after it takes the place of W_O. With `stride = 2` the first of these blocks attends on the larger grid and
+halves it by average pooling (the paper's BoT50); with `stride = 1` all share one grid (its BoT-S1-50).
 
 Global average pooling stands before the head, so that the class map is exact.
 """

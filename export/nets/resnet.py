@@ -7,8 +7,8 @@ convolutions, norms and head, as in the widely used re-implementations.
 `stages = 4`, section 4.1: depth 18, 34, 50, 101 or 152, four stages from 64 channels on, shortcuts of option B
 (projections). `stem = "imagenet"` is the 7 x 7 convolution and the max pooling of the paper, which divide a side by 4;
 `stem = "small"` is one 3 x 3 convolution, as is usual for 32 pixels; `stem = "pooled"` has 2 x 2 max pooling after it,
-which spares the stages three quarters of the work. Bottlenecks stride in their 3 x 3 convolution, and the last norm of a
-block starts at 0 (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+which spares the stages three quarters of the work. Bottlenecks stride in their 3 x 3 convolution, and the last norm of
+a block starts at 0 (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
 """
 
 from collections.abc import Callable, Sequence

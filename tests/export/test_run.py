@@ -1,5 +1,6 @@
 """Run folders: one run each, and what they say of it is true."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def test_a_run_of_another_recipe_is_refused(runs: dict[str, Path], change: dict[
     with pytest.raises(DataError, match="tiny-cct holds a run of another recipe: give another folder"):
         train(other, FewDigits(), runs["tiny-cct"])
     assert (runs["tiny-cct"] / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_the_words_of_the_card_may_change_while_the_weights_stay(runs: dict[str, Path], tmp_path: Path) -> None:
+    """No weight depends on them: a finished run takes new ones, and is exported with them."""
+    folder = tmp_path / "tiny-cct"
+    shutil.copytree(runs["tiny-cct"], folder)
+    recipe = tiny_recipe("tiny-cct")
+    card = recipe.card.model_copy(update={"summary": "said otherwise"})
+    train(recipe.model_copy(update={"card": card, "default_maps": ("class",)}), Digits(), folder)
+    seen, weights, _, _ = read_run(folder)
+    assert (seen.card.summary, seen.default_maps) == ("said otherwise", ("class",))
+    before = read_run(runs["tiny-cct"])[1]
+    assert all(torch.equal(weights[name], before[name]) for name in before)
 
 
 def test_a_run_on_other_classes_is_refused(runs: dict[str, Path]) -> None:

@@ -180,3 +180,36 @@ def test_with_stride_1_the_hybrids_layers_share_a_grid_and_roll_out() -> None:
     assert (one.class_grid, two.class_grid) == ((6, 4), (3, 2))
     assert "rollout" in output_names(one)
     assert "rollout" not in output_names(two)
+
+
+def test_the_pooled_stem_is_a_convolution_and_2_x_2_max_pooling() -> None:
+    """It halves the grid once, sides that are odd rounded up, and hides no pixel from the stages."""
+    table = {**NETS["tiny-hybrid"], "stem": "pooled", "blocks": [1, 1], "stride": 1}
+    net = build(TypeAdapter[Any](NetConfig).validate_python(table), (18, 14), 10).eval()
+    images = torch.randn(2, 3, 18, 14)
+    (features,) = (net.stem_pool(net.stem_norm(net.stem(images)).relu()),)
+    expected = net.stem_norm(net.stem(images)).relu().unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
+    torch.testing.assert_close(features, expected)
+    assert net.class_grid == (5, 4)
+    assert net.explain(images).attention[0].shape == (2, 2, 20, 20)
+
+
+def test_the_hybrids_counterpart_has_convolutions_where_that_attends_and_all_else_alike() -> None:
+    """What is compared with attention differs from it in that alone; its class map is exact as well."""
+    tables = [{**NETS["tiny-hybrid"], "mixer": mixer} for mixer in ("attention", "convolution")]
+    one, other = (build(TypeAdapter[Any](NetConfig).validate_python(table), (24, 16), 10) for table in tables)
+    shapes, others = ({name: value.shape for name, value in net.named_parameters()} for net in (one, other))
+    assert set(shapes) ^ set(others) == {
+        *(name for name in shapes if ".attention." in name),
+        *(f"attention_blocks.{index}.conv2.weight" for index in (0, 1)),
+    }
+    assert all(others[name] == shapes[name] for name in set(shapes) & set(others))
+    assert others["attention_blocks.0.conv2.weight"] == (16, 16, 3, 3)
+    assert (other.attention_layers, other.pooling) == ((), None)
+    assert other.class_grid == one.class_grid
+    images = torch.randn(2, 3, 24, 16)
+    outputs = other.eval().explain(images)
+    assert outputs.attention == ()
+    assert outputs.class_tokens is not None
+    summed = outputs.class_tokens.sum(1) @ other.head.weight.T + other.head.bias
+    torch.testing.assert_close(summed, other(images))

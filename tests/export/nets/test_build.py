@@ -22,6 +22,17 @@ BOTNET_50 = {
     "heads": [4, 4, 4],
     "attention_width": 512,
 }
+HYBRID_S = {
+    "kind": "hybrid",
+    "stem": "pooled",
+    "block": "basic",
+    "blocks": [2, 2],
+    "width": 96,
+    "heads": [4, 4],
+    "attention_width": 192,
+    "attention_expansion": 2,
+    "stride": 1,
+}
 CONVMIXER = {"kind": "convmixer", "width": 256, "layers": 8, "kernel": 5, "patch": 2}
 
 
@@ -38,6 +49,15 @@ def convmixer(width: int, layers: int, kernel: int, patch: int, classes: int) ->
     """Patches, then a depthwise and a 1 x 1 convolution a layer, each with bias, scale and shift; and the head."""
     per_layer = width * kernel**2 + width * width + 2 * 3 * width
     return (3 * patch**2 + 3) * width + layers * per_layer + (width + 1) * classes
+
+
+def hybrid_s(in_the_middle: int) -> int:
+    """Two stages of 96 and 192 channels, two blocks around `in_the_middle` parameters; a norm has two a channel."""
+    stem = 27 * 96 + 2 * 96
+    stages = 4 * (9 * 96 * 96 + 2 * 96) + 9 * 96 * 192 + 3 * 9 * 192 * 192 + 96 * 192 + 5 * 2 * 192
+    around = 192 * 192 + 2 * 2 * 192 + 192 * 384 + 2 * 384
+    first, second = around + 192 * 384 + 2 * 384, around + (384 - 192) * 192
+    return stem + stages + first + second + 2 * in_the_middle + 384 * 10 + 10
 
 
 def net_of(table: dict[str, Any], size: tuple[int, int], classes: int) -> Net:
@@ -66,6 +86,8 @@ def net_of(table: dict[str, Any], size: tuple[int, int], classes: int) -> Net:
         pytest.param({**VIT_SMALL, "registers": 4}, 224, 1000, 22_050_664 + 4 * 384, id="ViT-S/16 with registers"),
         pytest.param(BOTNET_50, 224, 1000, botnet_50(stride=2), id="BoT50"),
         pytest.param({**BOTNET_50, "stride": 1}, 224, 1000, botnet_50(stride=1), id="BoT-S1-50"),
+        pytest.param(HYBRID_S, 32, 10, hybrid_s(3 * 192 * 192 + 2 * 15 * 48), id="hybrid, pooled stem"),
+        pytest.param({**HYBRID_S, "mixer": "convolution"}, 32, 10, hybrid_s(9 * 192 * 192), id="its counterpart"),
         pytest.param(CONVMIXER, 32, 10, convmixer(256, 8, 5, 2, 10), id="ConvMixer-256/8"),
         # 21.1 M in the paper, 21,110,248 in timm
         pytest.param(

@@ -1,0 +1,64 @@
+"""Pictures -> what a bundle's graph says of them, with every CPU at work and a few batches in memory.
+
+Each thread decodes a batch and runs it, on one session that all of them share: nothing is handed over, and no thread
+waits for another as the threads inside of a session do at every node. Batches are the same whoever takes them, so the
+result does not depend on how many threads there are.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.environment import cpus
+from export.examples import Examples
+from export.runtime import Answer
+from saccade.errors import DataError
+from saccade.manifest import Preprocessing
+from saccade.ordered import in_order
+from saccade.preprocess import normalize, resize
+from saccade.progress import Progress
+
+BATCH = 16
+"""Pictures a run: more are no faster on a CPU, and each holds its attention, which is computed whether asked or not."""
+
+Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+"""(picture at the size of the net, uint8 (H, W, 3), not to be written to; its index) -> what is run in its place."""
+
+
+def predict(
+    answer: Answer,
+    examples: Examples,
+    spec: Preprocessing,
+    *,
+    change: Change | None = None,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """(n, …) of each output that `answer` gives, in the pictures' order.
+
+    `answer` is of `open_graph(bundle.graph, threads=1, only=("logits",))`: it is called by `threads` at a time, one a
+    CPU where nothing else is said. Raises DataError naming a picture that cannot be read, and for none at all.
+    """
+    count = len(examples)
+    if not count:
+        raise DataError("the split has no pictures")
+
+    def run(batch: range) -> dict[str, NDArray[np.float32]]:
+        pixels = np.empty((len(batch), spec.height, spec.width, 3), np.uint8)
+        for place, index in enumerate(batch):
+            picture = resize(examples.picture(index), spec)
+            pixels[place] = picture if change is None else change(picture, index)
+        return answer(normalize(pixels, spec))
+
+    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    if progress is not None:
+        progress.total = count
+    results: dict[str, NDArray[np.float32]] = {}
+    for batch, outputs in zip(batches, in_order(batches, run, threads=threads or cpus()), strict=True):
+        for name, values in outputs.items():
+            whole = results.setdefault(name, np.empty((count, *values.shape[1:]), np.float32))
+            whole[batch.start : batch.stop] = values
+        if progress is not None:
+            progress.step(0, len(batch))
+    return results

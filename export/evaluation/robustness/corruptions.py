@@ -8,7 +8,6 @@ it is made of photographs. docs/model-robustness.md says what else differs.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-
 from export.evaluation.robustness import blur, digital, noise, weather
 from export.evaluation.robustness.levels import Floats, Pixels, Random, to_levels
 
@@ -33,9 +32,7 @@ CORRUPTIONS = {
     "speckle_noise": Corruption(noise.speckle_noise, _each(0.06, 0.10, 0.12, 0.16, 0.20)),
     "gaussian_blur": Corruption(blur.gaussian_blur, _each(0.4, 0.6, 0.7, 0.8, 1.0)),
     "defocus_blur": Corruption(blur.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))),
-    "glass_blur": Corruption(
-        blur.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))
-    ),
+    "glass_blur": Corruption(blur.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
     "motion_blur": Corruption(blur.motion_blur, ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))),
     "zoom_blur": Corruption(blur.zoom_blur, _each(6, 11, 15, 20, 25)),
     "fog": Corruption(weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
@@ -77,4 +74,3 @@ def corrupt(pixels: Pixels, name: str, severity: int, random: Random) -> Pixels:
         return pixels
     change, constants = CORRUPTIONS[name]
     return to_levels(change(pixels / 255, random, *constants[severity - 1]))
-

@@ -32,7 +32,7 @@ def elastic(x: Floats, random: Random, strength: float, smoothness: float, shift
     """
     shape, side = np.array(x.shape[:2]), min(x.shape[:2])
     middle, third = shape // 2, side // 3
-    points = np.array([middle + third, middle + [third, -third], middle - third], np.float64)  # row, column
+    points = middle + third * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # row, column
     moved = points + random.uniform(-shift * side, shift * side, points.shape)
     back = np.linalg.solve(np.c_[moved, np.ones(3)], points)  # (3, 2): place in the result -> in the picture
     place = np.indices(x.shape[:2]).astype(np.float64) + _displacements(x, random, strength, smoothness)
@@ -64,4 +64,8 @@ def _displacements(x: Floats, random: Random, strength: float, smoothness: float
     field = strength * SIDE * scale(x) * np.stack([
         gaussian_filter(random.uniform(-1, 1, grid), smoothness * SIDE, mode="reflect", truncate=3.0) for _ in range(2)
     ])  # fmt: skip
-    return field if field.shape[1:] == x.shape[:2] else zoom(field, (1, *(x.shape[axis] / grid[axis] for axis in (0, 1))), order=1)
+    return (
+        field
+        if field.shape[1:] == x.shape[:2]
+        else zoom(field, (1, *(x.shape[axis] / grid[axis] for axis in (0, 1))), order=1)
+    )

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from export.evaluation.robustness.sample import members
 from export.examples import Examples
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
@@ -26,24 +27,21 @@ class Mosaics(Examples):
     def __init__(self, examples: Examples, spec: Preprocessing, side: int, count: int, seed: int) -> None:
         """Classes of fewer than two pictures are left out. Raises DataError where fewer than two are left."""
         self._examples, self._spec, self.side = examples, spec, side
-        members = {int(label): np.flatnonzero(examples.labels == label) for label in np.unique(examples.labels)}
-        members = {label: found for label, found in members.items() if len(found) >= 2}
-        if len(members) < 2:
-            raise DataError(f"mosaics need two classes of at least two pictures each, and there are {len(members)}")
+        found = [places for places in members(examples.labels) if len(places) >= 2]
+        if len(found) < 2:
+            raise DataError(f"mosaics need two classes of at least two pictures each, and there are {len(found)}")
         random = np.random.default_rng([seed, side])
         self.labels = np.arange(count, dtype=np.int64) % 2
-        present = np.array(list(members))
-        places = random.integers(len(present), size=(count, side * side))
-        other = (places[:, 0] + random.integers(1, len(present), count)) % len(present)
-        places[:, -1] = np.where(self.labels == 1, places[:, 0], other)
-        self.tile_labels: NDArray[np.int64] = present[places]
-        """(n, side²), row by row: their classes."""
-        self.tiles = np.array([[random.choice(members[label]) for label in row] for row in self.tile_labels.tolist()])
-        """(n, side²): their places in `examples`."""
-        for tiles, label in zip(self.tiles, self.tile_labels[:, -1].tolist(), strict=True):
+        classes = random.integers(len(found), size=(count, side * side))
+        other = (classes[:, 0] + random.integers(1, len(found), count)) % len(found)
+        classes[:, -1] = np.where(self.labels == 1, classes[:, 0], other)
+        self.tiles = np.array([[random.choice(found[place]) for place in row] for row in classes.tolist()])
+        """(n, side²), row by row: their places in `examples`."""
+        for tiles, place in zip(self.tiles, classes[:, -1].tolist(), strict=True):
             if tiles[-1] == tiles[0]:
-                found = members[label]
-                tiles[-1] = random.choice(found[found != tiles[0]])
+                tiles[-1] = random.choice(found[place][found[place] != tiles[0]])
+        self.tile_labels: NDArray[np.int64] = examples.labels[self.tiles]
+        """(n, side²): their classes."""
 
     def picture(self, index: int) -> Image.Image:
         """RGB, `side` times as high and wide as a picture by itself."""
@@ -56,7 +54,9 @@ class Mosaics(Examples):
         return mosaic
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self._examples.fingerprint()} {self.side} ".encode() + self.tiles.tobytes()).hexdigest()
+        return hashlib.sha256(
+            f"{self._examples.fingerprint()} {self.side} ".encode() + self.tiles.tobytes()
+        ).hexdigest()
 
 
 def whole(spec: Preprocessing) -> Preprocessing:

@@ -9,7 +9,7 @@ from export.evaluation.robustness.levels import Floats, Random
 
 
 def gaussian_noise(x: Floats, random: Random, deviation: float) -> Floats:
-    """x + deviation · N(0, 1), as in low light."""
+    """To each value is added deviation · N(0, 1), as in low light."""
     return x + random.normal(scale=deviation, size=x.shape)
 
 
@@ -25,5 +25,5 @@ def impulse_noise(x: Floats, random: Random, share: float) -> Floats:
 
 
 def speckle_noise(x: Floats, random: Random, deviation: float) -> Floats:
-    """x + x · deviation · N(0, 1)."""
+    """To each value x is added x · deviation · N(0, 1)."""
     return x + x * random.normal(scale=deviation, size=x.shape)

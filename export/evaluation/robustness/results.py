@@ -37,6 +37,11 @@ class Curve(Frozen):
     test: str
     points: tuple[Point, ...]
 
+    @property
+    def mean(self) -> float:
+        """Accuracy, mean over the strengths."""
+        return sum(point.right.share for point in self.points) / len(self.points)
+
 
 class Occurrence(Frozen):
     """Which classes occur in mosaics, read from the order of the scores; `chance` is of an order at random."""
@@ -87,6 +92,10 @@ class BundleResult(Frozen):
     """Accuracy, mean over all corruptions and severities."""
     mosaics: tuple[MosaicResult, ...]
 
+    def curve(self, test: str) -> Curve | None:
+        """None where the bundle did not go through the test."""
+        return next((curve for curve in self.curves if curve.test == test), None)
+
 
 class Robustness(Frozen):
     """Of several bundles on the same pictures."""
@@ -103,3 +112,8 @@ class Robustness(Frozen):
     """Name of the set."""
     versions: dict[str, str]
     bundles: tuple[BundleResult, ...]
+
+    def tests(self, family: Family | None = None) -> list[Curve]:
+        """A curve of each test that any bundle went through, of one family or of all: for its name and strengths."""
+        found = {curve.test: curve for one in self.bundles for curve in one.curves}
+        return [curve for curve in found.values() if family in (None, curve.family)]

@@ -8,8 +8,14 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import convolve, distance_transform_edt, gaussian_filter, map_coordinates, morphological_gradient
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import (
+    convolve,
+    distance_transform_edt,
+    gaussian_filter,
+    map_coordinates,
+    morphological_gradient,
+    uniform_filter,
+)
 
 from export.evaluation.robustness.blur import scale, smear
 from export.evaluation.robustness.levels import Floats, Random
@@ -32,7 +38,7 @@ def fog(x: Floats, random: Random, amount: float, decay: float) -> Floats:
 
 
 def plasma(size: int, decay: float, random: Random) -> Floats:
-    """(size, size), a power of two: a fractal from 0 to 1 by the diamond-square algorithm, which goes on round the edge.
+    """(size, size), a power of two: a fractal from 0 to 1 by the diamond-square algorithm, its edges joined.
 
     Each point is the mean of its four neighbours and a number from the even distribution on ± 10000; each time the
     points stand twice as close, the range is divided by decay².

@@ -35,6 +35,7 @@ def _curve(result: Robustness, shape: Curve) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     _lines(axes, result, shape)
+    axes.set_xticks([point.value for point in shape.points])
     axes.set_xlabel(TITLES[shape.test])
     axes.set_ylabel(f"accuracy, {result.split}")
     axes.legend()

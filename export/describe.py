@@ -40,9 +40,12 @@ class Description(NamedTuple):
     maps: Maps
 
 
-def describe(recipe: Recipe) -> Description:
-    """Builds the net without weights and counts. Raises RecipeError where it cannot be built or classes are unknown."""
-    classes = _class_count(recipe.data)
+def describe(recipe: Recipe, classes: int | None = None) -> Description:
+    """Builds the net without weights and counts; `classes` where the data have not been said to have so many.
+
+    Raises RecipeError where it cannot be built or the number of classes is unknown.
+    """
+    classes = classes or _class_count(recipe.data)
     with torch.device("meta"):
         net = build(recipe.net, recipe.size, classes).eval()
         pictures = torch.empty(1, 3, *recipe.size)

@@ -1,5 +1,6 @@
 """Where and how something was made: commit, versions, hardware, and the command that would make it again."""
 
+import contextlib
 import os
 import platform
 import shlex
@@ -41,7 +42,17 @@ def cpus() -> int:
 def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
+    return f"{processor()}, threads: {torch.get_num_threads()}"
+
+
+def processor() -> str:
+    """The CPU by its maker's name for it, where Linux knows one; else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip() not in ("", "unknown"):
+                return " ".join(value.split())
+    return f"{platform.machine()} CPU"
 
 
 def command(processes: int) -> str:

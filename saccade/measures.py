@@ -1,10 +1,12 @@
 """The commands that measure a bundle on labelled pictures: what each takes and prints; `export` does the work."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from saccade.bundle import Bundle, open_bundle, resolve_bundle
+from saccade.errors import BundleError
 from saccade.needs import needs
 
 Command = Callable[[str, Callable[[argparse.Namespace], int | None]], argparse.ArgumentParser]
@@ -15,6 +17,15 @@ def add_commands(command: Command) -> None:
     one = command("evaluate", evaluate)
     _add_bundle(one)
     one.add_argument("--split", choices=("test", "held-out"), default="test", help="which pictures (default: test)")
+    one.add_argument("--out", type=Path, metavar="FOLDER", help="for results (default: evaluations/NAME@VERSION/SPLIT)")
+    one.add_argument("--mistakes", type=count, default=25, metavar="N", help="wrong answers to show (default: 25)")
+    one.add_argument("--no-card", dest="card", action="store_false", help="leave the bundle as it is")
+    one.add_argument("--url", help="ask the service there, which serves the same bundle")
+    one.add_argument(
+        "--concurrency", type=count, default=16, metavar="N", help="of --url: pictures on their way (default: 16)"
+    )
+
+    _add_bundle(command("calibrate", calibrate))
 
     one = command("robustness", robustness)
     one.add_argument("bundles", nargs="+", metavar="BUNDLE", help="each models/NAME/VERSION, NAME or NAME@VERSION")
@@ -39,11 +50,50 @@ def add_commands(command: Command) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measures accuracy through ONNX Runtime and writes it onto the card."""
-    (evaluation,) = needs("export", "export.evaluation.evaluate")
-    for figure in evaluation.evaluate(_bundle(options), options.data, options.split).manifest.card.evaluation:
-        low, high = figure.interval95
-        print(f"{figure.split}: {figure.top1:.2%} of {figure.pictures} (95 % interval {low:.2%} to {high:.2%})")
+    """Measures accuracy, calibration and cost; writes figures, plots and the card."""
+    evaluation, card = needs("export", "export.evaluation.evaluate", "export.evaluation.card")
+    bundle = _bundle(options)
+    out = options.out or Path("evaluations") / bundle.manifest.id / options.split
+    found = evaluation.evaluate(
+        bundle,
+        options.data,
+        options.split,
+        url=options.url,
+        concurrency=options.concurrency,
+        mistakes=options.mistakes,
+    )
+    print(card.summary(found.findings))
+    found.write(out)
+    written = [f"{out}/"]
+    if options.card and options.url is None:
+        try:
+            found.write_card()
+            written.append(f"the card of {bundle.folder}")
+        except BundleError as error:
+            print(f"saccade: the card stays as it was: {error}", file=sys.stderr)
+    print(f"written: {' and '.join(written)}")
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Fits the temperature of the scores on held-out pictures and writes it into the bundle."""
+    (calibration,) = needs("export", "export.evaluation.calibrate")
+    before = _bundle(options)
+    manifest = calibration.calibrate(before, options.data).manifest
+    it = manifest.card.calibration
+    assert it is not None
+    print(f"{manifest.id}: temperature {manifest.temperature:.4f}, of {it.pictures:,} pictures: {it.split}")
+    print(f"  NLL  {it.served.nll:.4f}  {it.raw.nll:.4f} with temperature 1")
+    print(f"  ECE  {it.served.ece:.4f}  {it.raw.ece:.4f}")
+    dropped = [one.split for one in before.manifest.card.evaluation if one not in manifest.card.evaluation]
+    if dropped:
+        print(f"off the card, for they were of another temperature: {'; '.join(dropped)} (saccade evaluate)")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to 1,000,000 of a command line."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000000, not {text!r}")
+    return int(text)
 
 
 def robustness(options: argparse.Namespace) -> None:

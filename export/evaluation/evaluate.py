@@ -1,38 +1,119 @@
-"""Accuracy of a bundle: every picture of a split through the one preprocessing and ONNX Runtime."""
+"""`saccade evaluate`: every picture of a split, through ONNX Runtime here or through a service, and what came of it.
 
+Pictures go through the one preprocessing; logits of all of them are kept, pictures are not.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from export.evaluation.figures import confusion, score_quality, top_k, wilson_interval
-from export.evaluation.pictures import Split, choose_pictures
+import numpy as np
+from numpy.typing import NDArray
+
+from export.describe import describe
+from export.environment import command
+from export.evaluation.ask import ask
+from export.evaluation.card import card_text
+from export.evaluation.cost import measure_cost
+from export.evaluation.findings import Findings, judge, to_json
+from export.evaluation.pictures import Chosen, Split, choose_pictures
+from export.evaluation.plots import confusion_plot, per_class_plot, reliability_plot
 from export.evaluation.predict import predict
-from export.runtime import open_graph
+from export.evaluation.sheet import contact_sheet
+from export.recipe import recipe_of
+from export.runtime import PROVIDER, open_graph
+from export.weights import versions
 from saccade.bundle import Bundle, update_bundle
-from saccade.manifest import Evaluation
+from saccade.errors import BundleError, DataError
+from saccade.manifest import Card, Manifest
+from saccade.overlay import write_whole
 from saccade.progress import Progress
 
 
-def evaluate(bundle: Bundle, data: Path | None, split_name: Split) -> Bundle:
-    """Reads the split once and writes top-1 accuracy with its interval onto the card. Raises DataError."""
-    manifest = bundle.manifest
-    chosen = choose_pictures(manifest, data, split_name)
-    answer, progress = open_graph(bundle.graph, threads=1, only=("logits",)), Progress()
-    logits = predict(answer, chosen.examples, manifest.preprocessing, progress=progress)["logits"]
+class Evaluated:
+    """Findings, and the pictures that they are about."""
+
+    def __init__(self, bundle: Bundle, chosen: Chosen, findings: Findings) -> None:
+        self.findings = findings
+        self._bundle = bundle
+        self._chosen = chosen
+
+    @property
+    def card(self) -> Card:
+        """The bundle's card with what was found: one evaluation a split, the newest last."""
+        card, found = self._bundle.manifest.card, self.findings
+        others = tuple(one for one in card.evaluation if one.split != found.evaluation.split)
+        fields = {"evaluation": (*others, found.evaluation), "macs": found.macs, "cost": found.cost or card.cost}
+        return card.model_copy(update=fields)
+
+    def write_card(self) -> Bundle:
+        """Into the manifest. Raises BundleError where it cannot be written."""
+        return update_bundle(self._bundle, {"card": self.card.model_dump()})
+
+    def write(self, folder: Path) -> None:
+        """evaluation.json, the card in words, plots, and a sheet of the mistakes. Raises DataError."""
+        found, examples = self.findings, self._chosen.examples
+        mistakes = [examples.picture(mistake.place) for mistake in found.mistakes]
+        manifest = self._bundle.manifest.model_copy(update={"card": self.card})
+        made: dict[str, Callable[[], bytes]] = {
+            "reliability.png": lambda: reliability_plot(found),
+            "confusion.png": lambda: confusion_plot(found),
+            "per-class.png": lambda: per_class_plot(found),
+            "mistakes.png": lambda: contact_sheet(mistakes, found.mistakes),
+            "evaluation.md": lambda: card_text(manifest, found).encode(),
+            "evaluation.json": lambda: to_json(found),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"could not write to {folder}: {error.strerror}") from error
+        for name, make in made.items():
+            write_whole(folder / name, make())
+
+
+def evaluate(
+    bundle: Bundle,
+    data: Path | None,
+    which: Split = "test",
+    *,
+    url: str | None = None,
+    concurrency: int = 16,
+    mistakes: int = 25,
+) -> Evaluated:
+    """Reads the split once. `url` is of a service that serves this bundle; `concurrency` requests are on their way.
+
+    Time a picture is measured where the graph runs in this process. Raises DataError, BundleError; with `url`
+    RequestError and ServiceError too.
+    """
+    manifest, progress = bundle.manifest, Progress()
+    chosen = choose_pictures(manifest, data, which)
+    logits: NDArray[np.floating[Any]]
+    if url is None:
+        graph = open_graph(bundle.graph, threads=1, only=("logits",))
+        logits = predict(graph, chosen.examples, manifest.preprocessing, progress=progress)["logits"]
+        through = f"ONNX Runtime, {PROVIDER}"
+    else:
+        logits, through = ask(url, manifest, chosen, concurrency, progress)
     progress.end()
-    labels, classes, count = chosen.examples.labels, len(manifest.labels), len(chosen.examples)
-    matrix = confusion(logits.argmax(1), labels, classes)
-    correct = int(matrix.trace())
-    evaluation = Evaluation(
-        split=chosen.name,
-        pictures=count,
-        correct=correct,
-        top1=correct / count,
-        interval95=wilson_interval(correct, count),
-        top5=top_k(logits, labels, 5) if classes > 5 else None,
-        per_class=tuple(zip(matrix.sum(1).tolist(), matrix.diagonal().tolist(), strict=True)),
-        raw=score_quality(logits, labels, 1.0),
-        served=score_quality(logits, labels, manifest.temperature),
-        through="ONNX Runtime, CPUExecutionProvider",
+    if not np.isfinite(logits).all():
+        raise BundleError(f"{manifest.id} gives logits that are not finite")
+    findings = Findings(
+        model=manifest.id,
+        files={name: entry.sha256 for name, entry in manifest.files.items()},
+        temperature=manifest.temperature,
+        data_sha256=chosen.examples.fingerprint(),
+        labels=manifest.labels,
+        macs=_macs(manifest),
+        cost=measure_cost(bundle) if url is None else (),
+        versions=versions(),
+        command=command(1),
+        **judge(manifest, chosen, logits, mistakes, through),
     )
-    others = tuple(figure for figure in manifest.card.evaluation if figure.split != evaluation.split)
-    card = manifest.card.model_copy(update={"evaluation": (*others, evaluation)})
-    return update_bundle(bundle, {"card": card.model_dump()})
+    return Evaluated(bundle, chosen, findings)
+
+
+def _macs(manifest: Manifest) -> int | None:
+    """Of a net of our own, counted anew; what the card says of another."""
+    if manifest.provenance.recipe is None:
+        return manifest.card.macs
+    return describe(recipe_of(manifest), len(manifest.labels)).macs

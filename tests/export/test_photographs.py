@@ -44,7 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ["--data", str(root / "data")]
     assert main(["train", str(root / "mine.json"), *data, "--out", str(root / "run"), "--workers", "0"]) == 0
     assert main(["export", str(root / "run"), "--name", "photographs", "--models", str(root / "models")]) == 0
-    assert main(["evaluate", "photographs", *data, "--models", str(root / "models")]) == 0
+    out = ["--out", str(root / "evaluation")]
+    assert main(["evaluate", "photographs", *data, "--models", str(root / "models"), *out]) == 0
     return root / "models"
 
 

@@ -15,7 +15,7 @@ from saccade.api import Answer
 from saccade.cli import main
 from tests.conftest import ROOT, Server
 
-COMMANDS = ["train", "describe", "export", "verify", "evaluate", "overlay", "classify"]
+COMMANDS = ["train", "describe", "export", "verify", "evaluate", "calibrate", "overlay", "classify"]
 
 
 @pytest.fixture

@@ -1,84 +1,249 @@
-"""Accuracy on the card: counted right, with its interval, one figure a split."""
+"""`saccade evaluate`: each figure as eager PyTorch and scikit-learn have it, on the card and in files, here and served."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torch.nn import functional as F
 
 from export.data import Digits
-from export.evaluation.evaluate import evaluate
-from export.evaluation.figures import wilson_interval
-from export.examples import held_out
-from export.nets import build
-from saccade.bundle import Bundle, open_bundle
+from export.describe import describe
+from saccade.bundle import Bundle, open_bundle, update_bundle
 from saccade.cli import main
-from saccade.errors import DataError
-from tests.conftest import tiny_recipe
+from tests.conftest import Server, tiny_recipe
+
+InTorch = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+FILES = {"evaluation.json", "evaluation.md", "reliability.png", "confusion.png", "per-class.png", "mistakes.png"}
 
 
-@pytest.fixture
-def copy(models: Path, tmp_path: Path) -> Bundle:
-    shutil.copytree(models / "tiny-cct" / "1", tmp_path / "tiny-cct" / "1")
-    return open_bundle(tmp_path / "tiny-cct" / "1")
+def run(bundle: Bundle, out: Path, *arguments: str | Path) -> dict[str, Any]:
+    """evaluation.json."""
+    assert main(["evaluate", str(bundle.folder), "--out", str(out), *map(str, arguments)]) == 0
+    return json.loads((out / "evaluation.json").read_text())
 
 
-def counted_in_torch(bundle: Bundle, split: str) -> tuple[int, int]:
-    """(right, all): the rebuilt net in eager PyTorch, picture by picture from scikit-learn's data."""
-    examples = list(Digits().test() if split == "test" else Digits().training())
-    labels = np.array([example.label for example in examples])
-    pixels = np.stack([np.asarray(example.picture.resize((16, 16), 2)) for example in examples])  # 2: bilinear
-    if split == "held-out":
-        mask = held_out(labels, Digits.classes)
-        labels, pixels = labels[mask], pixels[mask]
-    net = build(tiny_recipe("tiny-cct").net, (16, 16), 10)
-    net.load_state_dict(load_file(bundle.weights))
-    with torch.inference_mode():
-        inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        predicted = net.eval()(inputs).argmax(-1).numpy()
-    return int((predicted == labels).sum()), len(labels)
-
-
-@pytest.mark.parametrize(("split", "pictures"), [("test", 360), ("held-out", None)])
-def test_accuracy_is_what_the_net_gets_right(copy: Bundle, split: str, pictures: int | None) -> None:
-    """Through ONNX Runtime and the one preprocessing it is the same count as in PyTorch, and says its split."""
-    right, count = counted_in_torch(copy, split)
-    assert pictures in (None, count)
-    (figure,) = evaluate(copy, None, "test" if split == "test" else "held-out").manifest.card.evaluation
-    assert (figure.correct, figure.pictures) == (right, count)
-    assert figure.top1 == right / count
-    assert figure.split == f"scikit-learn digits, {split}"
+@pytest.mark.parametrize("split", ["test", "held-out"])
+def test_every_figure_is_what_the_net_gets_right(copy: Bundle, tmp_path: Path, in_torch: InTorch, split: str) -> None:
+    """Through ONNX Runtime and the one preprocessing it is the same as in PyTorch, at the temperature of the bundle."""
+    update_bundle(copy, {"temperature": 0.6})
+    found = run(copy, tmp_path / "out", "--split", split)
+    logits, labels = in_torch(split)
+    count, given = len(labels), logits.argmax(1)
+    right = int((given == labels).sum())
+    figure = found["evaluation"]
+    assert (figure["split"], figure["pictures"], figure["correct"]) == (f"scikit-learn digits, {split}", count, right)
+    assert figure["top1"] == right / count
     reference = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert figure.interval95 == pytest.approx((reference.low, reference.high))
+    assert figure["interval95"] == pytest.approx((reference.low, reference.high))
+    assert figure["top5"] == top_k_accuracy_score(labels, logits, k=5, labels=range(10))
+    matrix = confusion_matrix(labels, given, labels=range(10))
+    assert found["confusion"] == matrix.tolist()
+    assert figure["per_class"] == [list(pair) for pair in zip(matrix.sum(1), matrix.diagonal(), strict=True)]
+    for quality, bins, temperature in (("raw", "reliability_raw", 1.0), ("served", "reliability_served", 0.6)):
+        scores = (logits / temperature).softmax(1)
+        assert figure[quality]["nll"] == pytest.approx(F.cross_entropy(logits / temperature, labels).item(), rel=1e-5)
+        squares = (scores - F.one_hot(labels, 10)).square().sum(1)
+        assert figure[quality]["brier"] == pytest.approx(squares.mean().item(), rel=1e-5)
+        highest, error = scores.max(1).values, 0.0
+        for number, one in enumerate(found[bins]):
+            inside = (highest > number / 15) & (highest <= (number + 1) / 15)
+            assert one["pictures"] == int(inside.sum())
+            if one["pictures"]:
+                assert one["confidence"] == pytest.approx(highest[inside].mean().item(), rel=1e-5)
+                assert one["accuracy"] == pytest.approx((given == labels)[inside].double().mean().item())
+                error += one["pictures"] / count * abs(one["accuracy"] - one["confidence"])
+        assert figure[quality]["ece"] == pytest.approx(error, abs=1e-9)
 
 
-@pytest.mark.parametrize(("correct", "count"), [(0, 10), (1, 10), (10, 10), (8_912, 10_000), (1, 1), (499, 500)])
-def test_the_interval_is_wilsons(correct: int, count: int) -> None:
-    """As scipy has it, at the edges too."""
-    reference = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    low, high = wilson_interval(correct, count)
-    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+def test_the_mistakes_are_the_most_confident_ones(copy: Bundle, tmp_path: Path, in_torch: InTorch) -> None:
+    """In falling order of what was served, each with its picture's number, true label and given label."""
+    found = run(copy, tmp_path / "out", "--mistakes", "7")
+    logits, labels = in_torch("test")
+    scores = logits.softmax(1)
+    confidence, given = scores.max(1)
+    wrong = [place for place in confidence.argsort(descending=True).tolist() if given[place] != labels[place]][:7]
+    assert [one["place"] for one in found["mistakes"]] == wrong
+    for place, one in zip(wrong, found["mistakes"], strict=True):
+        assert (one["picture"], one["label"], one["given"]) == (
+            str(place),
+            str(labels[place].item()),
+            str(given[place].item()),
+        )
+        assert one["score"] == pytest.approx(confidence[place].item(), abs=1e-5)
+        assert one["score_of_label"] == pytest.approx(scores[place, labels[place]].item(), abs=1e-5)
 
 
-def test_the_card_keeps_one_figure_a_split(copy: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_find_the_same(copy: Bundle, tmp_path: Path) -> None:
+    """To the byte, but for the times."""
+    first, second = (run(copy, tmp_path / name) for name in ("first", "second"))
+    for found in (first, second):
+        assert {one.pop("milliseconds") > 0 for one in found["cost"]} == {True}
+    assert first == second
+    for name in FILES - {"evaluation.json", "evaluation.md"}:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_files_and_card_hold_what_was_found(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures on the card are those of evaluation.json; the card in words has them too; pictures can be opened."""
+    found = run(copy, tmp_path / "out")
+    printed = capsys.readouterr()
+    manifest = open_bundle(copy.folder).manifest
+    (figure,) = manifest.card.evaluation
+    assert figure.model_dump(mode="json") == found["evaluation"]
+    assert manifest.card.macs == found["macs"] == describe(tiny_recipe("tiny-cct")).macs
+    assert [one.model_dump(mode="json") for one in manifest.card.cost] == found["cost"]
+    assert {(one.batch, one.threads == 1) for one in manifest.card.cost} >= {(1, True), (8, True)}
+    assert found["files"] == {name: entry.sha256 for name, entry in manifest.files.items()}
+    assert found["data_sha256"] == Digits().test().fingerprint()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    for name in FILES:
+        if name.endswith(".png"):
+            with Image.open(tmp_path / "out" / name) as picture:
+                picture.load()
+                assert picture.width >= 500
+    words = (tmp_path / "out" / "evaluation.md").read_text()
+    for said in (
+        f"{figure.top1:.2%}",
+        f"{manifest.card.macs:,} multiply",
+        manifest.card.summary,
+        "| 7 |",
+        "| logits |",
+    ):
+        assert said in words
+    assert "tiny-cct@1 on scikit-learn digits, test: 360 pictures" in printed.out
+    assert "  top-1" in printed.out
+    assert "saccade: 360 of 360 pictures, " in printed.err
+
+
+def test_the_card_keeps_one_figure_a_split(copy: Bundle, tmp_path: Path) -> None:
     """A second reading of a split replaces the first; the other split's stays; the bundle stays whole."""
     for split in ("test", "held-out", "test"):
-        assert main(["evaluate", str(copy.folder), "--split", split]) == 0
+        run(copy, tmp_path / split, "--split", split)
     splits = [figure.split for figure in open_bundle(copy.folder).manifest.card.evaluation]
-    assert sorted(splits) == ["scikit-learn digits, held-out", "scikit-learn digits, test"]
-    assert "scikit-learn digits, test: " in capsys.readouterr().out
+    assert splits == ["scikit-learn digits, held-out", "scikit-learn digits, test"]
 
 
-def test_a_model_with_other_labels_is_refused(copy: Bundle) -> None:
-    """A figure for the wrong data set never reaches a card."""
-    path = copy.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["labels"] = list("abcdefghij")
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"digits has the class 0, which is none of the 10 labels of tiny-cct@1: a, b"):
-        evaluate(open_bundle(copy.folder), None, "test")
-    assert json.loads(path.read_text()) == manifest
+def test_results_have_a_place_of_their_own(copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the current folder, by bundle and split; with --no-card the bundle is left as it is."""
+    monkeypatch.chdir(tmp_path)
+    before = (copy.folder / "manifest.json").read_bytes()
+    assert main(["evaluate", "tiny-cct", "--no-card"]) == 0
+    assert {path.name for path in (tmp_path / "evaluations" / "tiny-cct@1" / "test").iterdir()} == FILES
+    assert (copy.folder / "manifest.json").read_bytes() == before
+
+
+def test_a_bundle_that_cannot_be_written_keeps_its_card(
+    copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures are written all the same, and it is said."""
+    before = (copy.folder / "manifest.json").read_bytes()
+    (copy.folder / ".manifest.json.part").symlink_to("/dev/full")  # what even root cannot write to
+    run(copy, tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "saccade: the card stays as it was: could not write to " in printed.err
+    assert "and the card" not in printed.out
+    assert (copy.folder / "manifest.json").read_bytes() == before
+
+
+def test_a_service_gives_the_same_figures(models: Path, tmp_path: Path, server: Server, capsys: Any) -> None:
+    """Through HTTP and the service's own pipeline, from scores of nine decimals; no card, no times."""
+    bundle = open_bundle(models / "tiny-vit" / "1")
+    before = (bundle.folder / "manifest.json").read_bytes()
+    here = run(bundle, tmp_path / "here", "--no-card")
+    there = run(bundle, tmp_path / "there", "--url", server.url, "--concurrency", "4")
+    assert (bundle.folder / "manifest.json").read_bytes() == before
+    assert there["cost"] == []
+    assert there["evaluation"].pop("through") == "a service, CPUExecutionProvider"
+    for quality in ("raw", "served"):
+        assert there["evaluation"].pop(quality) == pytest.approx(here["evaluation"].pop(quality), abs=1e-6)
+    del here["evaluation"]["through"]
+    for name in ("model", "files", "data_sha256", "evaluation", "confusion", "labels"):
+        assert there[name] == here[name]
+    for ours, theirs in zip(here["mistakes"], there["mistakes"], strict=True):
+        assert theirs["place"] == ours["place"]
+        assert theirs["score"] == pytest.approx(ours["score"], abs=1e-5)
+
+
+def test_files_go_to_the_service_as_they_are(models: Path, tmp_path: Path, server: Server) -> None:
+    """A JPEG is decoded there as it is here, and its path is what a mistake is called."""
+    bundle = open_bundle(models / "tiny-cct" / "1")
+    test = Digits().test()
+    for place in range(0, 60):
+        folder = tmp_path / "data" / "val" / str(test.labels[place])
+        folder.mkdir(parents=True, exist_ok=True)
+        test.picture(place).resize((50, 40)).save(folder / f"{place}.jpg")
+    here = run(bundle, tmp_path / "here", "--no-card", "--data", tmp_path / "data")
+    there = run(bundle, tmp_path / "there", "--data", tmp_path / "data", "--url", server.url)
+    assert here["evaluation"]["split"] == there["evaluation"]["split"] == "image folder data, val"
+    assert here["confusion"] == there["confusion"]
+    assert [one["picture"] for one in here["mistakes"]] == [one["picture"] for one in there["mistakes"]]
+    assert here["mistakes"][0]["picture"].startswith(f"{here['mistakes'][0]['label']}/")
+
+
+def refused(capsys: pytest.CaptureFixture[str], bundle: Bundle, tmp_path: Path, *arguments: str) -> str:
+    """The one line; nothing is written."""
+    before = (bundle.folder / "manifest.json").read_bytes()
+    assert main(["evaluate", str(bundle.folder), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert (bundle.folder / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "out").exists()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("saccade: ")
+    return printed.err
+
+
+def test_another_model_behind_the_address_is_refused(
+    copy: Bundle, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its figures would be taken for this bundle's: other weights, another temperature, no such version, no service."""
+    update_bundle(copy, {"temperature": 2.0})
+    said = refused(capsys, copy, tmp_path, "--url", server.url)
+    assert "has another temperature for tiny-cct@1 than the bundle" in said
+    golden = (copy.folder / "golden.npz").read_bytes()
+    other = update_bundle(open_bundle(copy.folder), {}, {"golden.npz": golden + b"\0"})
+    assert "has other files for tiny-cct@1 than the bundle" in refused(capsys, other, tmp_path, "--url", server.url)
+    copy.folder.rename(copy.folder.parent / "2")
+    manifest = json.loads((copy.folder.parent / "2" / "manifest.json").read_text())
+    (copy.folder.parent / "2" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    second = open_bundle(copy.folder.parent / "2")
+    assert "tiny-cct@2" in refused(capsys, second, tmp_path, "--url", server.url)
+    assert "does not answer" in refused(capsys, second, tmp_path, "--url", "http://127.0.0.1:1")
+
+
+def test_what_cannot_be_judged_is_refused(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, and nothing is written: several labels a picture, other classes, a picture that is damaged."""
+    several = update_bundle(copy, {"scores": "sigmoid"})
+    assert "gives each label by itself (sigmoid)" in refused(capsys, several, tmp_path)
+    copy = update_bundle(copy, {})
+    (tmp_path / "data" / "test" / "11").mkdir(parents=True)
+    assert "test/11 is none of the 10 classes 0, 1" in refused(capsys, copy, tmp_path, "--data", str(tmp_path / "data"))
+    (tmp_path / "data" / "test" / "11").rename(tmp_path / "data" / "test" / "1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "test" / "1" / "a.png")
+    (tmp_path / "data" / "test" / "1" / "b.png").write_bytes(b"no picture")
+    assert "test/1/b.png: the 10 bytes are not a picture" in refused(
+        capsys, copy, tmp_path, "--data", str(tmp_path / "data")
+    )
+
+
+def test_labels_of_any_script_and_a_split_without_mistakes_are_drawn(copy: Bundle, tmp_path: Path) -> None:
+    """Dollars are no formula, a stroke ends no cell, and letters that the font lacks stop nothing."""
+    manifest = json.loads((copy.folder / "manifest.json").read_text())
+    manifest["labels"][:4] = ["$5 and $6", "a|b", "日本", "x" * 300]
+    manifest["provenance"] = {"commit": None, "versions": {}}
+    (copy.folder / "manifest.json").write_text(json.dumps(manifest))
+    folder = tmp_path / "data" / "test" / "a|b"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(folder / "only.png")
+    found = run(open_bundle(copy.folder), tmp_path / "out", "--data", tmp_path / "data")
+    assert found["evaluation"]["pictures"] == 1
+    assert found["macs"] is None
+    assert "| a\\|b | 1 |" in (tmp_path / "out" / "evaluation.md").read_text()
+    right = found["evaluation"]["correct"]
+    assert len(found["mistakes"]) == 1 - right

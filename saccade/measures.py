@@ -37,7 +37,7 @@ def add_commands(command: Command) -> None:
         help="some of rotation,zoom,translation,patchdrop,corruptions,mosaics, joined by commas (default: all)",
     )
     one.add_argument(
-        "--pictures", type=int, default=1000, metavar="N", help="so many, spread over the classes (default: 1000)"
+        "--pictures", type=count, default=1000, metavar="N", help="so many, spread over the classes (default: 1000)"
     )
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
     one.add_argument(
@@ -89,13 +89,6 @@ def calibrate(options: argparse.Namespace) -> None:
         print(f"off the card, for they were of another temperature: {'; '.join(dropped)} (saccade evaluate)")
 
 
-def count(text: str) -> int:
-    """A whole number from 1 to 1,000,000 of a command line."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000000, not {text!r}")
-    return int(text)
-
-
 def robustness(options: argparse.Namespace) -> None:
     """Measures bundles side by side on pictures that are turned, hidden, spoilt or put together."""
     measuring, tables, report = needs(
@@ -109,6 +102,13 @@ def robustness(options: argparse.Namespace) -> None:
     print(f"{result.split}: {result.pictures:,} of {result.pictures_of_split:,} pictures, seed {result.seed}\n")
     print(tables.summary(result))
     print(f"\n{options.out} has every number and the plots")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to 1,000,000 of a command line."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 1000000, not {text!r}")
+    return int(text)
 
 
 def _add_bundle(one: argparse.ArgumentParser) -> None:

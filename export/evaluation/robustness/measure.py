@@ -51,10 +51,8 @@ def measure(bundles: list[Bundle], data: Path | None, which: Split, order: Order
 
     Raises DataError for pictures that cannot be read, and for bundles that cannot be compared.
     """
-    if order.pictures < 1 or order.seed < 0:
-        raise DataError(
-            f"at least 1 picture and a seed of at least 0 are needed, not {order.pictures} and {order.seed}"
-        )
+    if order.seed < 0:
+        raise DataError(f"--seed must be at least 0, not {order.seed}")
     ids = [bundle.manifest.id for bundle in bundles]
     repeated = next((one for one in ids if ids.count(one) > 1), None)
     if repeated:

@@ -1,11 +1,11 @@
 """Plots of accuracy against strength: a line a bundle, its 95 % intervals shaded, as PNG."""
 
-import io
 from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from export.evaluation.drawing import plain, to_png
 from export.evaluation.robustness.conditions import Family
 from export.evaluation.robustness.results import Curve, MosaicResult, Robustness
 from export.evaluation.robustness.tables import TITLES
@@ -25,7 +25,7 @@ def plots(result: Robustness) -> dict[str, bytes]:
         drawn["corruptions.png"] = _panels(result, corrupted, COLUMNS)
     if result.bundles[0].mosaics:
         drawn["mosaics.png"] = _mosaics(result)
-    return {name: _png(figure) for name, figure in drawn.items()}
+    return {name: to_png(figure) for name, figure in drawn.items()}
 
 
 _ALONE: tuple[Family, ...] = ("rotation", "zoom", "translation")
@@ -37,7 +37,7 @@ def _curve(result: Robustness, shape: Curve) -> Figure:
     _lines(axes, result, shape)
     axes.set_xticks([point.value for point in shape.points])
     axes.set_xlabel(TITLES[shape.test])
-    axes.set_ylabel(f"accuracy, {result.split}")
+    axes.set_ylabel(f"accuracy, {plain(result.split)}")
     axes.legend()
     return figure
 
@@ -52,7 +52,7 @@ def _panels(result: Robustness, shapes: list[Curve], columns: int) -> Figure:
         if place == 1:
             handles, labels = axes.get_legend_handles_labels()
     figure.supxlabel("severity" if shapes[0].family == "corruptions" else "share of the patches that is dropped")
-    figure.supylabel(f"accuracy, {result.split}")
+    figure.supylabel(f"accuracy, {plain(result.split)}")
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
@@ -109,9 +109,3 @@ def _bars(mosaic: MosaicResult) -> list[tuple[float, float, float] | None]:
     shares = (mosaic.occurrence.first, mosaic.corners.probe, mosaic.corners.class_map)
     first, probe, class_map = (None if one is None else (one.share, *one.interval95) for one in shares)
     return [first, (precision.mean, *precision.interval95), probe, class_map]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

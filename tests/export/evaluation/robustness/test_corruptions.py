@@ -1,5 +1,7 @@
 """The set as a whole: five severities of each corruption, fixed by the seed, worse and worse."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,18 @@ from export.evaluation.robustness.corruptions import CORRUPTIONS, SEVERITIES, co
 from export.evaluation.robustness.randomness import generator
 from tests.export.evaluation.robustness.conftest import Pixels, parts
 
-DRAWN = "gaussian_noise shot_noise impulse_noise speckle_noise glass_blur motion_blur fog snow spatter elastic".split()
+DRAWN = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "speckle_noise",
+    "glass_blur",
+    "motion_blur",
+    "fog",
+    "snow",
+    "spatter",
+    "elastic",
+)
 UNEVEN = ("glass_blur", "spatter", "saturate", "elastic")
 """Whose published constants do not go from mild to strong in every step, seen pixel by pixel."""
 
@@ -49,7 +62,7 @@ def test_severities_are_worse_and_worse(name: str, size: tuple[int, int]) -> Non
                  for index, one in enumerate(parts(*size))])
         for severity in SEVERITIES
     ]  # fmt: skip
-    assert all(later < earlier + 0.3 for earlier, later in zip(ratios, ratios[1:], strict=False)), ratios
+    assert all(later < earlier + 0.3 for earlier, later in pairwise(ratios)), ratios
     assert ratios[-1] < ratios[0] - 1
 
 

@@ -84,8 +84,9 @@ class _Files(Examples):
         self._digest = hashlib.sha256()
         names: list[bytes] = []
         counts = []
+        present = set(_folders(folder))  # a label need not be what a folder can be called
         for name in classes:
-            found = self._scan(folder / name)
+            found = self._scan(folder / name) if name in present else []
             names += found
             counts.append(len(found))
         self._names = np.array(names, np.bytes_)
@@ -115,12 +116,7 @@ class _Files(Examples):
         return self._fingerprint
 
     def _scan(self, folder: Path) -> list[bytes]:
-        """Names of a class's pictures below the folder of all; none where the split has no such class.
-
-        Raises DataError for an empty one: it is no picture.
-        """
-        if not folder.is_dir():
-            return []
+        """Names of a class's pictures below the folder of all. Raises DataError for an empty one: it is no picture."""
         with os.scandir(folder) as entries:
             found = sorted((entry for entry in entries if _is_picture(entry)), key=lambda entry: entry.name)
         if not found:

@@ -2,15 +2,19 @@
 
 import io
 import pickle
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from export.cifar10 import Cifar10
 from export.data import Digits
 from export.evaluation.predict import BATCH, predict
+from export.examples import Examples
 from export.reference import rebuild
 from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
@@ -62,6 +66,40 @@ def test_a_change_gets_the_picture_at_the_size_of_the_net_and_its_number(cct: Bu
 
     plain = predict(graph, examples, spec)["logits"]
     np.testing.assert_allclose(predict(graph, examples, spec, change=reverse)["logits"], plain[::-1], atol=1e-5)
+
+
+class Counted(Examples):
+    """Pictures that are counted as long as anybody holds them."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.zeros(count, np.int64)
+        self.held = self.most = 0
+        self._counting = threading.Lock()
+
+    def picture(self, index: int) -> Image.Image:
+        picture = Image.new("RGB", (40, 30))
+        with self._counting:
+            self.held += 1
+            self.most = max(self.most, self.held)
+        weakref.finalize(picture, self._let_go)
+        return picture
+
+    def _let_go(self) -> None:
+        with self._counting:
+            self.held -= 1
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(cct: Bundle) -> None:
+    """A thread holds the picture that it prepares and the one before it, however many come."""
+    graph = open_graph(cct.graph, threads=1, only=("logits",))
+    for count in (100, 1_000):
+        examples = Counted(count)
+        predict(graph, examples, cct.manifest.preprocessing, threads=2)
+        assert examples.held == 0
+        assert examples.most <= 4
 
 
 def test_what_is_wrong_with_a_picture_ends_it(cct: Bundle) -> None:

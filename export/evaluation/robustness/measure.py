@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export.environment import cpus, training_versions
 from export.evaluation.pictures import Split, choose_pictures
-from export.evaluation.predict import BATCH
+from export.evaluation.predict import batch_size
 from export.evaluation.robustness import corruptions
 from export.evaluation.robustness.conditions import FAMILIES, Condition, Family, conditions
 from export.evaluation.robustness.looks import Looks
@@ -99,7 +99,8 @@ def _measure_one(bundle: Bundle, examples: Examples, sample: NDArray[np.int64], 
             said.append(looks.logits(normalize(np.stack(changed), spec)).argmax(-1))
         return (np.stack(said) == examples.labels[batch]).sum(1)
 
-    batches = [sample[start : start + BATCH] for start in range(0, count, BATCH)]
+    size = batch_size(spec)
+    batches = [sample[start : start + size] for start in range(0, count, size)]
     right = np.zeros(1 + len(tests), np.int64)
     for batch, of_batch in zip(batches, in_order(batches, run, threads=cpus()), strict=True):
         right += of_batch

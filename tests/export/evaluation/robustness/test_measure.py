@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy.stats import binomtest
 
 from export.data import Digits
 from export.evaluation.robustness.measure import Order, measure
+from export.folder import ImageFolder
 from export.reference import rebuild
 from saccade.bundle import open_bundle
 from saccade.cli import main
@@ -165,6 +167,30 @@ def test_no_plot_of_an_earlier_run_is_left_beside_the_numbers(models: Path, tmp_
     run(models, tmp_path, "tiny-resnet", "--only", "translation", "--pictures", "4")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"notes.txt", "robustness.json", "robustness.md", "translation.png"}
+
+
+def test_bundles_that_would_see_other_pictures_are_not_compared(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an image folder, held-out pictures are a tenth of train/ for a bundle trained on it, for another one val/."""
+    digits = Digits().test()
+    for label, part in product(range(10), ("train", "train", "val", "test")):
+        folder = tmp_path / "data" / part / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        place = int(np.flatnonzero(digits.labels == label)[len(list(folder.iterdir())) + 2 * (part != "train")])
+        digits.picture(place).save(folder / f"{place}.png")
+    shutil.copytree(models / "tiny-resnet" / "1", tmp_path / "tiny-resnet" / "1")
+    path = tmp_path / "tiny-resnet" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    training = ImageFolder(tmp_path / "data", (255, 255, 255)).training()
+    manifest["provenance"] |= {"data": "image folder data", "data_sha256": training.fingerprint()}
+    path.write_text(json.dumps(manifest))
+    both = (str(models / "tiny-cct" / "1"), str(path.parent), "--data", str(tmp_path / "data"))
+    only = ("--only", "zoom", "--pictures", "4")
+    run(models, tmp_path / "out", *both, *only)
+    out = str(tmp_path / "out")
+    assert main(["robustness", *both, *only, "--out", out, "--split", "held-out"]) == 2
+    assert "tiny-resnet@1 on other pictures (image folder data, held-out)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

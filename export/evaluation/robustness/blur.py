@@ -1,25 +1,17 @@
 """Blur: of float64 (H, W, 3) from 0 to 1, to the same.
 
-Lengths are given in pixels of a picture whose shorter side has 32, and grow with the picture.
+Lengths are given in pixels of a picture whose shorter side has 32.
 """
 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
+from export.evaluation.robustness.fields import scale
 from export.evaluation.robustness.levels import Floats, Random, to_levels
 from export.evaluation.robustness.pose import zoom
-
-SIDE = 32
-"""Of the pictures that the published constants are for."""
-
-
-def scale(x: NDArray[np.generic]) -> float:
-    """How many pixels stand for one of a picture whose shorter side has 32."""
-    return min(x.shape[:2]) / SIDE
 
 
 def gaussian_blur(x: Floats, _: Random, deviation: float) -> Floats:

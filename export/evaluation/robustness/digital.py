@@ -5,9 +5,9 @@ import io
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from scipy.ndimage import gaussian_filter, map_coordinates
 
-from export.evaluation.robustness.blur import SIDE, scale
+from export.evaluation.robustness.fields import SIDE, grid_of, resample, scale
 from export.evaluation.robustness.levels import Floats, Random, to_levels
 
 
@@ -27,8 +27,7 @@ def saturate(x: Floats, _: Random, factor: float, amount: float) -> Floats:
 def elastic(x: Floats, random: Random, strength: float, smoothness: float, shift: float) -> Floats:
     """An affine map that moves three points by up to `shift` each way, then displacements of ± `strength`, smoothed.
 
-    All are shares of the shorter side. The displacements are drawn on a grid whose shorter side has 32 points, for
-    which the published constants are. Bilinear; mirrored at the edge.
+    All are shares of the shorter side. Bilinear; mirrored at the edge.
     """
     shape, side = np.array(x.shape[:2]), min(x.shape[:2])
     middle, third = shape // 2, side // 3
@@ -60,12 +59,10 @@ def jpeg(x: Floats, _: Random, quality: int) -> Floats:
 
 def _displacements(x: Floats, random: Random, strength: float, smoothness: float) -> Floats:
     """(2, H, W), in pixels: down and right."""
-    grid = [round(side / scale(x)) for side in x.shape[:2]]
-    field = strength * SIDE * scale(x) * np.stack([
-        gaussian_filter(random.uniform(-1, 1, grid), smoothness * SIDE, mode="reflect", truncate=3.0) for _ in range(2)
-    ])  # fmt: skip
-    return (
-        field
-        if field.shape[1:] == x.shape[:2]
-        else zoom(field, (1, *(x.shape[axis] / grid[axis] for axis in (0, 1))), order=1)
-    )
+
+    def one() -> Floats:
+        field = random.uniform(-1, 1, grid_of(x))
+        smooth = gaussian_filter(field, smoothness * SIDE, mode="reflect", truncate=3.0)
+        return strength * SIDE * scale(x) * resample(smooth, x.shape)
+
+    return np.stack([one(), one()])

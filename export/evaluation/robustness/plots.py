@@ -91,8 +91,8 @@ def _mosaics(result: Robustness) -> Figure:
         offset = (number - (len(result.bundles) - 1) / 2) * width
         drawn = [(place + offset, *bar) for place, bar in enumerate(bars) if bar is not None]
         places, heights, lows, highs = zip(*drawn, strict=True)
-        below = [height - low for height, low in zip(heights, lows, strict=True)]
-        above = [high - height for height, high in zip(heights, highs, strict=True)]
+        below = [max(height - low, 0.0) for height, low in zip(heights, lows, strict=True)]
+        above = [max(high - height, 0.0) for height, high in zip(heights, highs, strict=True)]
         axes.bar(places, heights, width, yerr=(below, above), capsize=3, label=one.id)
     for place, chance in enumerate(chances):
         axes.plot([place - 0.45, place + 0.45], [chance, chance], color="black", linestyle="--", linewidth=1)

@@ -1,10 +1,7 @@
 """Weather: of float64 (H, W, 3) from 0 to 1, to the same, which may leave 0 to 1.
 
-Fog, flakes and drops are drawn on a grid whose shorter side has 32 points, for which the published constants are, and
-enlarged to the picture; so they look alike at every size.
+Flakes and drops are enlarged to the picture, as `fields` says; fog, a fractal, gets finer with it.
 """
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +9,12 @@ from scipy.ndimage import (
     convolve,
     distance_transform_edt,
     gaussian_filter,
-    map_coordinates,
     morphological_gradient,
     uniform_filter,
 )
 
-from export.evaluation.robustness.blur import scale, smear
+from export.evaluation.robustness.blur import smear
+from export.evaluation.robustness.fields import grid_of, resample
 from export.evaluation.robustness.levels import Floats, Random
 
 WATER = np.array([175, 238, 238]) / 255
@@ -77,10 +74,10 @@ def snow(
     """A whitened picture, and flakes that fall at -135 to -45 degrees: N(mean, deviation) enlarged by `size`, what is
     below the threshold 0, smeared; and the same turned by 180 degrees.
     """
-    flakes = random.normal(mean, deviation, _grid(x))
-    flakes = _resample(flakes, flakes.shape, size)
+    flakes = random.normal(mean, deviation, grid_of(x))
+    flakes = resample(flakes, flakes.shape, size)
     flakes = np.where(flakes < threshold, 0, flakes.clip(0, 1))
-    layer = _resample(smear(flakes, radius, blur, random.uniform(-135, -45)), x.shape)[..., None]
+    layer = resample(smear(flakes, radius, blur, random.uniform(-135, -45)), x.shape)[..., None]
     white = keep * x + (1 - keep) * np.maximum(x, (x @ GREY)[..., None] * 1.5 + 0.5)
     return white + layer + layer[::-1, ::-1]
 
@@ -91,15 +88,15 @@ def spatter(
     """Drops are where N(mean, deviation), smoothed, is above the threshold. Water lights the picture up, by `strength`
     at most; mud hides it where the drops, smoothed by `strength`, are above 0.8.
     """
-    liquid = gaussian_filter(random.normal(mean, deviation, _grid(x)), blur, mode="nearest", truncate=4.0)
+    liquid = gaussian_filter(random.normal(mean, deviation, grid_of(x)), blur, mode="nearest", truncate=4.0)
     liquid[liquid < threshold] = 0
     if mud:
         cover = gaussian_filter((liquid > 0).astype(np.float64), strength, mode="nearest", truncate=4.0)
-        cover = _resample(np.where(cover < 0.8, 0, cover), x.shape)[..., None]
+        cover = resample(np.where(cover < 0.8, 0, cover), x.shape)[..., None]
         return x * (1 - cover) + MUD * cover
     light = liquid * _relief(liquid > 0)
     light *= strength / max(light.max(), 1e-12)
-    return x + WATER * _resample(light, x.shape)[..., None]
+    return x + WATER * resample(light, x.shape)[..., None]
 
 
 def brightness(x: Floats, _: Random, amount: float) -> Floats:
@@ -115,19 +112,3 @@ def _relief(drops: NDArray[np.bool_]) -> Floats:
     depth = np.minimum(distance_transform_edt(~edge), DEEPEST) if edge.any() else np.full(drops.shape, DEEPEST)
     lit = convolve(uniform_filter(depth, 3, mode="mirror"), RELIEF, mode="mirror")
     return uniform_filter(lit.clip(0), 3, mode="mirror")
-
-
-def _grid(x: Floats) -> tuple[int, int]:
-    """Of the picture's form, its shorter side having 32 points."""
-    return round(x.shape[0] / scale(x)), round(x.shape[1] / scale(x))
-
-
-def _resample(field: Floats, shape: tuple[int, ...], factor: float = 1.0) -> Floats:
-    """Linear; the middle stays the middle. `factor` enlarges what is seen beyond the change of size."""
-    axes = []
-    for points, size in zip(field.shape, shape[:2], strict=True):
-        step = points / (size * factor)
-        axes.append((np.arange(size) - (size - 1) / 2) * step + (points - 1) / 2)
-    if all(len(axis) == points and math.isclose(factor, 1) for axis, points in zip(axes, field.shape, strict=True)):
-        return field
-    return map_coordinates(field, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")

@@ -24,7 +24,7 @@ from benchmarks.works import CACHE, Work, works
 from export.cifar10 import CIFAR10_RECORD, CIFAR10_RECORDS, CIFAR10_TEST, CIFAR10_TRAIN
 from export.environment import cpus
 from export.evaluation.pictures import choose_pictures
-from export.evaluation.predict import BATCH, predict
+from export.evaluation.predict import batch_size, predict
 from export.examples import Examples
 from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
@@ -40,13 +40,13 @@ _CLASSES = 10
 
 def bare(bundle: Bundle, read: Read, count: int, threads: int) -> NDArray[np.float32]:
     """(count, labels): logits."""
-    spec = bundle.manifest.preprocessing
+    spec, size = bundle.manifest.preprocessing, batch_size(bundle.manifest.preprocessing)
     answers = [open_graph(bundle.graph, threads=1, only=("logits",)) for _ in range(threads)]
     logits = np.empty((count, len(bundle.manifest.labels)), np.float32)
 
     def loop(first: int) -> None:
-        for start in range(first * BATCH, count, threads * BATCH):
-            batch = range(start, min(start + BATCH, count))
+        for start in range(first * size, count, threads * size):
+            batch = range(start, min(start + size, count))
             pixels = np.stack([read(index) for index in batch])
             logits[batch.start : batch.stop] = answers[first](normalize(pixels, spec))["logits"]
 

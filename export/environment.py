@@ -36,7 +36,7 @@ def training_versions() -> dict[str, str]:
 
 def cpus() -> int:
     """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware(device: torch.device) -> str:

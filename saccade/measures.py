@@ -38,6 +38,27 @@ def add_commands(command: Command) -> None:
     )
     one.add_argument("--anyway", action="store_true", help="write it whatever it loses")
 
+    one = command("robustness", robustness)
+    one.add_argument("bundles", nargs="+", metavar="BUNDLE", help="each models/NAME/VERSION, NAME or NAME@VERSION")
+    _add_places(one)
+    one.add_argument("--split", choices=("test", "held-out"), default="test", help="which pictures (default: test)")
+    one.add_argument(
+        "--only",
+        metavar="TESTS",
+        help="some of rotation,zoom,translation,patchdrop,corruptions,mosaics, joined by commas (default: all)",
+    )
+    one.add_argument(
+        "--pictures", type=count, default=1000, metavar="N", help="so many, spread over the classes (default: 1000)"
+    )
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
+    one.add_argument(
+        "--out",
+        type=Path,
+        default=Path("evaluations/robustness"),
+        metavar="FOLDER",
+        help="where results and plots are written (default: evaluations/robustness)",
+    )
+
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures accuracy, calibration and cost; writes figures, plots and the card."""
@@ -79,6 +100,21 @@ def calibrate(options: argparse.Namespace) -> None:
         print(f"off the card, for they were of another temperature: {'; '.join(dropped)} (saccade evaluate)")
 
 
+def robustness(options: argparse.Namespace) -> None:
+    """Measures bundles side by side on pictures that are turned, hidden, spoilt or put together."""
+    measuring, tables, report = needs(
+        "export", *(f"export.evaluation.robustness.{name}" for name in ("measure", "tables", "report"))
+    )
+    order = measuring.Order(measuring.families_of(options.only), options.pictures, options.seed)
+    bundles = [open_bundle(resolve_bundle(options.models, bundle)) for bundle in options.bundles]
+    report.make_folder(options.out)
+    result = measuring.measure(bundles, options.data, options.split, order)
+    report.write_report(result, options.out)
+    print(f"{result.split}: {result.pictures:,} of {result.pictures_of_split:,} pictures, seed {result.seed}\n")
+    print(tables.summary(result))
+    print(f"\n{options.out} has every number and the plots")
+
+
 def count(text: str) -> int:
     """A whole number from 1 to 1,000,000 of a command line."""
     if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
@@ -108,6 +144,10 @@ def quantize(options: argparse.Namespace) -> None:
 
 def _add_bundle(one: argparse.ArgumentParser) -> None:
     one.add_argument("bundle", help="models/NAME/VERSION, or NAME or NAME@VERSION in --models")
+    _add_places(one)
+
+
+def _add_places(one: argparse.ArgumentParser) -> None:
     one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     one.add_argument("--data", type=Path, metavar="DIR", help="folder of CIFAR-10, or of test/LABEL/* (see the docs)")
 

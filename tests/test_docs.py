@@ -189,6 +189,8 @@ def test_the_training_commands_of_the_readme_run_in_their_order(
     assert [words[0] for words in steps] == ["train", "export", "evaluate", "verify"]
     assert steps[0][2:5] == ["--data", "data", "--download"]
     del steps[0][2:5]
+    assert steps[2][2:] == ["--data", "data"]
+    del steps[2][2:]
     for words in steps:
         assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err
     (folder,) = find_bundles(tmp_path / "models")

@@ -55,5 +55,7 @@ def ask(
                 )
             scores[place, [label.index for label in answer.labels]] = [label.score for label in answer.labels]
             progress.step(0)
-    logits = np.log(np.maximum(scores, FLOOR)) * manifest.temperature
-    return logits, f"a service, {served.plan.provider}"
+    np.maximum(scores, FLOOR, out=scores)
+    np.log(scores, out=scores)
+    scores *= manifest.temperature
+    return scores, f"a service, {served.plan.provider}"

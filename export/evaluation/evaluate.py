@@ -3,7 +3,6 @@
 Pictures go through the one preprocessing; logits of all of them are kept, pictures are not.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +52,21 @@ class Evaluated:
     def write(self, folder: Path) -> None:
         """evaluation.json, the card in words, plots, and a sheet of the mistakes. Raises DataError."""
         found, examples = self.findings, self._chosen.examples
-        mistakes = [examples.picture(mistake.place) for mistake in found.mistakes]
         manifest = self._bundle.manifest.model_copy(update={"card": self.card})
-        made: dict[str, Callable[[], bytes]] = {
-            "reliability.png": lambda: reliability_plot(found),
-            "confusion.png": lambda: confusion_plot(found),
-            "per-class.png": lambda: per_class_plot(found),
-            "mistakes.png": lambda: contact_sheet(mistakes, found.mistakes),
-            "evaluation.md": lambda: card_text(manifest, found).encode(),
-            "evaluation.json": lambda: to_json(found),
+        contents = {
+            "reliability.png": reliability_plot(found),
+            "confusion.png": confusion_plot(found),
+            "per-class.png": per_class_plot(found),
+            "mistakes.png": contact_sheet((examples.picture(one.place) for one in found.mistakes), found.mistakes),
+            "evaluation.md": card_text(manifest, found).encode(),
+            "evaluation.json": to_json(found),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"could not write to {folder}: {error.strerror}") from error
-        for name, make in made.items():
-            write_whole(folder / name, make())
+        for name, content in contents.items():
+            write_whole(folder / name, content)
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """What answers to labelled pictures are worth. Pure functions of logits (n, classes) or scores and labels (n,)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ Labels = NDArray[np.int64]
 BINS = 15
 _LOG_TEMPERATURE = (-3.0, 3.0)
 """Bounds of the search: temperatures from 1/20 to 20."""
+_PART = 4096
+"""Pictures whose scores are in memory at a time."""
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
@@ -29,10 +31,14 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 def top_k(logits: Floats, labels: Labels, k: int) -> float:
     """Share of the pictures whose label is among the k highest; of equals the lower index counts as the higher."""
-    own = logits[np.arange(len(labels)), labels][:, None]
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
-    return float((rank < k).mean())
+    hits = 0
+    for start in range(0, len(labels), _PART):
+        some, true = logits[start : start + _PART], labels[start : start + _PART]
+        own = some[np.arange(len(true)), true][:, None]
+        before = np.arange(some.shape[1]) < true[:, None]
+        rank = ((some > own) | ((some == own) & before)).sum(1)
+        hits += int((rank < k).sum())
+    return hits / len(labels)
 
 
 def confusion(predicted: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
@@ -40,16 +46,41 @@ def confusion(predicted: Labels, labels: Labels, classes: int) -> NDArray[np.int
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
+class Scored(NamedTuple):
+    """What is needed of the scores of n pictures, float64 (n,) each: a small part of what all scores would take."""
+
+    log_of_label: NDArray[np.float64]
+    """Logarithm of the true label's score."""
+    highest: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    """Sum over labels of the squared error."""
+    right: NDArray[np.bool_]
+    """Whether the first of the highest logits is the true label's."""
+
+
+def scored(logits: Floats, labels: Labels, temperature: float) -> Scored:
+    """Of softmax(logits / temperature), in float64, some pictures at a time."""
+    found = []
+    for start in range(0, len(labels), _PART):
+        some, own = logits[start : start + _PART], labels[start : start + _PART]
+        log_scores = _log_softmax(some.astype(np.float64) / temperature)
+        scores, rows = np.exp(log_scores), np.arange(len(own))
+        squares = (scores**2).sum(1) - 2 * scores[rows, own] + 1
+        found.append(Scored(log_scores[rows, own], scores.max(1), squares, some.argmax(1) == own))
+    return Scored(*(np.concatenate(values) for values in zip(*found, strict=True)))
+
+
 def score_quality(logits: Floats, labels: Labels, temperature: float) -> ScoreQuality:
     """Of softmax(logits / temperature), in float64."""
-    log_scores = _log_softmax(logits.astype(np.float64) / temperature)
-    scores = np.exp(log_scores)
-    rows = np.arange(len(labels))
-    squares = (scores**2).sum(1) - 2 * scores[rows, labels] + 1
+    return quality(scored(logits, labels, temperature))
+
+
+def quality(it: Scored) -> ScoreQuality:
+    """Means over pictures."""
     return ScoreQuality(
-        nll=float(-log_scores[rows, labels].mean()),
-        brier=float(squares.mean()),
-        ece=expected_calibration_error(scores.max(1), scores.argmax(1) == labels),
+        nll=float(-it.log_of_label.mean()),
+        brier=float(it.squares.mean()),
+        ece=expected_calibration_error(it.highest, it.right),
     )
 
 

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.evaluation.figures import BINS, confusion, reliability, score_quality, top_k, wilson_interval
+from export.evaluation.figures import BINS, Scored, confusion, quality, reliability, scored, top_k, wilson_interval
 from export.evaluation.pictures import Chosen
 from saccade.manifest import Cost, Evaluation, Frozen, Manifest
-from saccade.scores import to_scores
 
 
 class Bin(Frozen):
@@ -75,7 +74,7 @@ def judge(
     labels, classes, count = chosen.examples.labels, len(manifest.labels), len(chosen.examples)
     matrix = confusion(logits.argmax(1), labels, classes)
     correct = int(matrix.trace())
-    scores = to_scores(logits, "softmax", manifest.temperature)
+    raw, served = (scored(logits, labels, temperature) for temperature in (1.0, manifest.temperature))
     evaluation = Evaluation(
         split=chosen.name,
         pictures=count,
@@ -84,21 +83,21 @@ def judge(
         interval95=wilson_interval(correct, count),
         top5=top_k(logits, labels, 5) if classes > 5 else None,
         per_class=tuple(zip(matrix.sum(1).tolist(), matrix.diagonal().tolist(), strict=True)),
-        raw=score_quality(logits, labels, 1.0),
-        served=score_quality(logits, labels, manifest.temperature),
+        raw=quality(raw),
+        served=quality(served),
         through=through,
     )
     return {
         "evaluation": evaluation,
         "confusion": matrix.tolist(),
-        "reliability_raw": _bins(to_scores(logits, "softmax", 1.0), labels),
-        "reliability_served": _bins(scores, labels),
-        "mistakes": _mistakes(manifest, chosen, scores, mistakes),
+        "reliability_raw": _bins(raw),
+        "reliability_served": _bins(served),
+        "mistakes": _mistakes(manifest, chosen, logits.argmax(1), served, mistakes),
     }
 
 
-def _bins(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[Bin, ...]:
-    counts, confidences, rights = reliability(scores.max(1), scores.argmax(1) == labels)
+def _bins(it: Scored) -> tuple[Bin, ...]:
+    counts, confidences, rights = reliability(it.highest, it.right)
     return tuple(
         Bin(
             low=place / BINS,
@@ -113,19 +112,21 @@ def _bins(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[Bin, 
     )
 
 
-def _mistakes(manifest: Manifest, chosen: Chosen, scores: NDArray[np.float64], most: int) -> tuple[Mistake, ...]:
+def _mistakes(
+    manifest: Manifest, chosen: Chosen, given: NDArray[np.int64], served: Scored, most: int
+) -> tuple[Mistake, ...]:
     """Equally confident ones in the pictures' order."""
-    given, labels = scores.argmax(1), chosen.examples.labels
-    wrong = np.flatnonzero(given != labels)
-    first = wrong[np.argsort(-scores[wrong, given[wrong]], kind="stable")][:most]
+    labels = chosen.examples.labels
+    wrong = np.flatnonzero(~served.right)
+    first = wrong[np.argsort(-served.highest[wrong], kind="stable")][:most]
     return tuple(
         Mistake(
             picture=chosen.examples.name(place).encode("utf-8", "replace").decode(),  # a file may be called anything
             place=place,
             label=manifest.labels[labels[place]],
             given=manifest.labels[given[place]],
-            score=float(scores[place, given[place]]),
-            score_of_label=float(scores[place, labels[place]]),
+            score=float(served.highest[place]),
+            score_of_label=float(np.exp(served.log_of_label[place])),
         )
         for place in first.tolist()
     )

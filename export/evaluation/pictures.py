@@ -7,7 +7,7 @@ import numpy as np
 
 from export.cifar10 import CIFAR10_FOLDER, CIFAR10_TEST, Cifar10
 from export.data import Digits
-from export.examples import Examples, Source, split
+from export.examples import Examples, Source, held_out
 from export.folder import ImageFolder, shortened
 from saccade.errors import DataError
 from saccade.manifest import Manifest, Provenance
@@ -66,33 +66,39 @@ def _open(manifest: Manifest, data: Path | None) -> Source:
 def _held_out(manifest: Manifest, source: Source) -> tuple[str, Examples]:
     """(name of the part, its pictures)."""
     trained_on = manifest.provenance.data
-    if trained_on is not None and _is_trained_on(source, manifest.provenance):
-        return "held-out", split(source)[1]
+    has = ["train"]
     if isinstance(source, ImageFolder):
         has = [name for name in ("test", "val", "train") if (source.root / name).is_dir()]
-        if has[:2] == ["test", "val"]:
-            return "val", source.part("val")
-        if "train" not in has:
-            there = f"{has[0]}/ alone" if has else "neither test/ nor val/ nor train/"
-            raise DataError(
-                f"{source.root} has {there}: pictures that are measured on must not be chosen by, so put others into "
-                "val/ beside test/, or into train/"
-            )
+    if trained_on is not None and "train" in has:
+        training = source.training()
+        if _is_trained_on(training, source, manifest.provenance):
+            return "held-out", _tenth(training, source)
+    if isinstance(source, ImageFolder) and has[:2] == ["test", "val"]:
+        return "val", source.part("val")
     if trained_on is not None:
         raise DataError(
             f"{manifest.id} was trained on {trained_on} and held a tenth of that out; {source.name} holds other "
             "pictures: give the same, or an image folder with val/ beside test/"
         )
-    return "held-out", split(source)[1]
+    if "train" not in has:
+        there = f"{has[0]}/ alone" if has else "neither test/ nor val/ nor train/"
+        raise DataError(
+            f"{source.name} has {there}: pictures that are measured on must not be chosen by, so put others into "
+            "val/ beside test/, or into train/"
+        )
+    return "held-out", _tenth(source.training(), source)
 
 
-def _is_trained_on(source: Source, provenance: Provenance) -> bool:
+def _tenth(training: Examples, source: Source) -> Examples:
+    """What training holds out."""
+    return training.choose(np.flatnonzero(held_out(training.labels, source.classes)))
+
+
+def _is_trained_on(training: Examples, source: Source, provenance: Provenance) -> bool:
     """By the fingerprint of its pictures; by the data's name where an older bundle has none."""
-    if isinstance(source, ImageFolder) and not (source.root / "train").is_dir():
-        return False
     if provenance.data_sha256 is None:
         return source.name == provenance.data
-    return source.training().fingerprint() == provenance.data_sha256
+    return training.fingerprint() == provenance.data_sha256
 
 
 def _matched(examples: Examples, source: Source, manifest: Manifest) -> Examples:

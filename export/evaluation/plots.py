@@ -1,13 +1,10 @@
 """Pictures of findings: reliability before and after the temperature, the confusion matrix, accuracy of each class."""
 
-import io
-import warnings
-
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from export.evaluation.drawing import plain, to_png
 from export.evaluation.findings import Bin, Findings
 from saccade.manifest import ScoreQuality
 
@@ -15,8 +12,6 @@ _NAMED = 40
 """So many labels can be read beside each other."""
 _COUNTED = 15
 """So many classes leave room for a number in each cell."""
-_LONGEST = 40
-"""Letters of a label."""
 
 
 def reliability_plot(found: Findings) -> bytes:
@@ -28,8 +23,8 @@ def reliability_plot(found: Findings) -> bytes:
         right, f"as served, temperature {found.temperature:.3g}", found.reliability_served, found.evaluation.served
     )
     left.set_ylabel("share that is right")
-    figure.suptitle(f"{_plain(found.model)} on {_plain(found.evaluation.split)}")
-    return _png(figure)
+    figure.suptitle(f"{plain(found.model)} on {plain(found.evaluation.split)}")
+    return to_png(figure)
 
 
 def confusion_plot(found: Findings) -> bytes:
@@ -41,7 +36,7 @@ def confusion_plot(found: Findings) -> bytes:
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if len(counts) <= _NAMED:
-        names = [_plain(label) for label in found.labels]
+        names = [plain(label) for label in found.labels]
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     if len(counts) <= _COUNTED:
@@ -50,8 +45,8 @@ def confusion_plot(found: Findings) -> bytes:
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("given")
     axes.set_ylabel("true")
-    axes.set_title(f"{_plain(found.model)} on {_plain(found.evaluation.split)}")
-    return _png(figure)
+    axes.set_title(f"{plain(found.model)} on {plain(found.evaluation.split)}")
+    return to_png(figure)
 
 
 def per_class_plot(found: Findings) -> bytes:
@@ -66,13 +61,13 @@ def per_class_plot(found: Findings) -> bytes:
     axes.barh(range(len(named)), [share for share, _ in named], height=0.8 if len(named) <= _NAMED else 1.0)
     axes.axvline(found.evaluation.top1, color="black", linewidth=1)
     if len(named) <= _NAMED:
-        axes.set_yticks(range(len(named)), [_plain(label) for _, label in named])
+        axes.set_yticks(range(len(named)), [plain(label) for _, label in named])
     else:
         axes.set_ylabel(f"{len(named)} classes")
     axes.set_xlim(0, 1)
     axes.set_xlabel("share that is right")
-    axes.set_title(f"{_plain(found.model)} on {_plain(found.evaluation.split)}")
-    return _png(figure)
+    axes.set_title(f"{plain(found.model)} on {plain(found.evaluation.split)}")
+    return to_png(figure)
 
 
 def _reliability(axes: Axes, title: str, bins: tuple[Bin, ...], quality: ScoreQuality) -> None:
@@ -87,17 +82,3 @@ def _reliability(axes: Axes, title: str, bins: tuple[Bin, ...], quality: ScoreQu
     axes.set_aspect("equal")
     axes.set_xlabel("highest score; a dot's size: its share of the pictures")
     axes.set_title(f"{title}\nECE {quality.ece:.4f}, NLL {quality.nll:.4f}", fontsize=10)
-
-
-def _plain(text: str) -> str:
-    """As matplotlib shows it letter by letter: between two dollars it would see a formula."""
-    short = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return short.replace("$", r"\$")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font does not have
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()

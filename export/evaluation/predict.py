@@ -20,10 +20,18 @@ from saccade.preprocess import normalize, resize
 from saccade.progress import Progress
 
 BATCH = 16
-"""Pictures a run: more are no faster on a CPU, and each holds its attention, which is computed whether asked or not."""
+"""Pictures a run, at most: more are no faster on a CPU."""
+_PIXELS = 2**18
+"""Of a batch, at most: each picture holds its attention too, which is computed whether asked for or not, and each CPU
+has a batch in work."""
 
 Change = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 """(picture at the size of the net, uint8 (H, W, 3), not to be written to; its index) -> what is run in its place."""
+
+
+def batch_size(spec: Preprocessing) -> int:
+    """Of pictures of this size: 16 up to 128 x 128 pixels, 5 of 224 x 224."""
+    return max(1, min(BATCH, _PIXELS // (spec.height * spec.width)))
 
 
 def predict(
@@ -51,7 +59,8 @@ def predict(
             pixels[place] = picture if change is None else change(picture, index)
         return answer(normalize(pixels, spec))
 
-    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    size = batch_size(spec)
+    batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
     if progress is not None:
         progress.total = count
     results: dict[str, NDArray[np.float32]] = {}

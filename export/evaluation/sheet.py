@@ -1,7 +1,7 @@
 """A contact sheet of the pictures that were most confidently wrong, each with what it was called and what it is."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,8 +15,11 @@ _SIZE = 12
 _WHITE, _BLACK, _RED = (255, 255, 255), (0, 0, 0), (170, 0, 0)
 
 
-def contact_sheet(pictures: Sequence[Image.Image], mistakes: Sequence[Mistake]) -> bytes:
-    """PNG: in reading order the most confident first; label given and its score in red, the true one under it."""
+def contact_sheet(pictures: Iterable[Image.Image], mistakes: Sequence[Mistake]) -> bytes:
+    """PNG, in reading order: the most confident first; label given and its score in red, the true one under it.
+
+    Pictures are drawn one at a time.
+    """
     rows = max(1, -(-len(mistakes) // _COLUMNS))
     cell = (_SIDE + _GAP, _SIDE + 3 * _LINE + _GAP)
     sheet = Image.new("RGB", (_COLUMNS * cell[0] + _GAP, rows * cell[1] + _GAP), _WHITE)

@@ -298,7 +298,16 @@ def test_a_damaged_bundle_is_refused(models: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     "line",
-    ["", "fly", "train", "train digits-cct", "overlay a.png --model", "export run --name", "classify a.png --colour"],
+    [
+        "",
+        "fly",
+        "train",
+        "train digits-cct",
+        "overlay a.png --model",
+        "export run --name",
+        "classify a.png --colour",
+        "evaluate digits --mistakes 0",
+    ],
 )
 def test_a_command_line_that_is_none_is_one_line_too(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Scripts that log stderr get a line, not a page of usage."""

@@ -82,6 +82,20 @@ def test_nll_and_brier_are_those_of_the_softmax(logits: np.ndarray, labels: np.n
     assert quality.brier == pytest.approx(sum(squares) / 300, rel=1e-12)
 
 
+def test_any_number_of_pictures_is_taken_some_at_a_time() -> None:
+    """Figures of more pictures than are in memory at once are those of all of them."""
+    generator = np.random.default_rng(6)
+    logits = torch.from_numpy(generator.standard_normal((9_001, 7)))
+    labels = torch.from_numpy(generator.integers(0, 7, 9_001))
+    scores = logits.softmax(1)
+    found = score_quality(logits.numpy(), labels.numpy(), 1.0)
+    assert found.nll == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-12)
+    assert found.brier == pytest.approx((scores - F.one_hot(labels, 7)).square().sum(1).mean().item(), rel=1e-12)
+    right = (logits.argmax(1) == labels).tolist()
+    assert found.ece == pytest.approx(ece_by_a_loop(scores.max(1).values.tolist(), right, 15), abs=1e-12)
+    assert top_k(logits.numpy(), labels.numpy(), 3) == top_k_accuracy_score(labels, logits, k=3)
+
+
 def test_scores_that_round_to_nought_have_a_finite_nll() -> None:
     """A wrong answer 2,000 above the true one costs 2,000 nats and not infinity."""
     quality = score_quality(np.array([[2000.0, 0.0], [-1e30, 0.0]], np.float32), np.array([1, 1]), 1.0)

@@ -25,8 +25,8 @@ def calibrate(bundle: Bundle, data: Path | None, *, anyway: bool = False) -> Bun
     """Fits on the split `held-out` and writes temperature and `card.calibration`.
 
     Evaluations on the card are dropped where the temperature has changed: they are of scores that nobody gets any more.
-    Raises BundleError; DataError where no temperature is best, as where every picture is right, and, unless `anyway`,
-    where the pictures are too few to tell or fewer than those of the calibration that is there.
+    Raises BundleError; DataError where no temperature is best, and, unless `anyway`, where pictures or the wrong ones
+    are too few to tell, or fewer than those of the calibration that is there.
     """
     manifest, progress = bundle.manifest, Progress()
     chosen = choose_pictures(manifest, data, "held-out")
@@ -38,16 +38,16 @@ def calibrate(bundle: Bundle, data: Path | None, *, anyway: bool = False) -> Bun
     logits = predict(graph, chosen.examples, manifest.preprocessing, progress=progress)["logits"]
     progress.end()
     check_logits(manifest.id, logits)
-    try:
-        temperature = fit_temperature(logits, labels)
-    except ValueError as error:
-        raise DataError(f"{chosen.name}, {len(labels):,} pictures: {error}") from error
     wrong = int(np.count_nonzero(logits.argmax(1) != labels))
     if wrong < LEAST_WRONG and not anyway:
         raise DataError(
             f"{manifest.id} is wrong on {wrong} of {len(labels):,} pictures ({chosen.name}); a temperature needs "
-            f"{LEAST_WRONG} to hold it (--anyway writes {temperature:.4f})"
+            f"{LEAST_WRONG} to hold it (--anyway)"
         )
+    try:
+        temperature = fit_temperature(logits, labels)
+    except ValueError as error:
+        raise DataError(f"{chosen.name}, {len(labels):,} pictures: {error}") from error
     calibration = Calibration(
         split=chosen.name,
         data_sha256=chosen.examples.fingerprint(),

@@ -15,6 +15,8 @@ DECIMALS = 9
 """Of a score on the wire, the most that there are."""
 FLOOR = 0.5 * 10**-DECIMALS
 """What a score that was rounded to 0 is taken for: the largest that is."""
+_APART = 1e-12
+"""Between the logarithms of neighbours in an answer: of scores that are rounded to the same, the first stays higher."""
 
 
 def ask(
@@ -23,19 +25,18 @@ def ask(
     """(n, labels) log-scores times the temperature, which are logits but for a constant a picture; and who answered.
 
     Files are sent as they are, `concurrency` at a time. SACCADE_API_KEY holds the key, if there is one. Raises
-    RequestError and ServiceError, DataError where the service has another model or temperature under the name.
+    RequestError and ServiceError, DataError where the service has another bundle under the name.
     """
     examples, count = chosen.examples, len(chosen.examples)
-    scores = np.empty((count, len(manifest.labels)))
-    progress.total = count
+    logits = np.empty((count, len(manifest.labels)))
+    behind = _APART * np.arange(len(manifest.labels))
     with Client(url, key=os.environ.get("SACCADE_API_KEY") or None) as client:
         served = client.model(manifest.id)
-        for what, theirs, ours in (
-            ("other files", served.manifest.files, manifest.files),
-            ("another temperature", served.manifest.temperature, manifest.temperature),
-        ):
-            if theirs != ours:
-                raise DataError(f"the service at {url} has {what} for {manifest.id} than the bundle: start it anew")
+        differs = manifest.unlike(served.manifest)
+        if differs:
+            raise DataError(
+                f"{manifest.id} of the service at {url} differs from the bundle in {', '.join(differs)}: start it anew"
+            )
         outcomes = client.classify_many(
             map(examples.file, range(count)),
             concurrency=concurrency,
@@ -53,9 +54,8 @@ def ask(
                 raise ServiceError(
                     f"{url} answered with {answer.model.name}@{answer.model.version}, asked for {manifest.id}"
                 )
-            scores[place, [label.index for label in answer.labels]] = [label.score for label in answer.labels]
+            scores = np.maximum([label.score for label in answer.labels], FLOOR)
+            logits[place, [label.index for label in answer.labels]] = np.log(scores) - behind
             progress.step(0)
-    np.maximum(scores, FLOOR, out=scores)
-    np.log(scores, out=scores)
-    scores *= manifest.temperature
-    return scores, f"a service, {served.plan.provider}"
+    logits *= manifest.temperature
+    return logits, f"a service, {served.plan.provider}"

@@ -188,7 +188,9 @@ def test_the_training_commands_of_the_readme_run_in_their_order(
     steps = [words for words in ours if words[0] not in ("overlay", "classify")]
     assert [words[0] for words in steps] == ["train", "export", "calibrate", "verify", "evaluate", "quantize"]
     for words in steps:
-        text = " ".join(words).replace(" --data data", "").replace(" --download", "").replace("cifar10-cct", "digits-cct")
+        text = (
+            " ".join(words).replace(" --data data", "").replace(" --download", "").replace("cifar10-cct", "digits-cct")
+        )
         assert main(text.split()) == 0, capsys.readouterr().err
     manifest, variant = (open_bundle(folder).manifest for folder in find_bundles(tmp_path / "models"))
     assert variant.parent is not None

@@ -67,17 +67,3 @@ def test_the_service_tells_of_each_what_its_manifest_says(client: TestClient, fo
     assert told["card"] == manifest["card"]
     assert told["parity"] == manifest["parity"]
     assert told["plan"]["provider"] == "CPUExecutionProvider"
-
-
-def test_the_best_attention_model_is_the_default_of_make_serve() -> None:
-    """`make serve`, compose and the image serve the one with attention that got most test pictures right."""
-    best, most = "", -1
-    for folder in SHIPPED:
-        manifest = open_bundle(folder).manifest
-        (figure,) = [figure for figure in manifest.card.evaluation if figure.split == "CIFAR-10, test"]
-        if manifest.attention and manifest.parent is None and figure.correct > most:
-            best, most = manifest.name, figure.correct
-    assert most >= 8700
-    assert f"echo {best})" in (ROOT / "Makefile").read_text()
-    assert f"COPY models/{best} /models/{best}" in (ROOT / "Dockerfile").read_text()
-    assert f"${{DEFAULT_MODEL-{best}}}" in (ROOT / "docker-compose.yml").read_text()

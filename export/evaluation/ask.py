@@ -1,11 +1,13 @@
 """Pictures -> what a running service answers for them, as logits, so that its figures are those of its scores."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.evaluation.pictures import Chosen
+from saccade.api import Label
 from saccade.client import Client
 from saccade.errors import DataError, RequestError, ServiceError
 from saccade.manifest import Manifest
@@ -29,7 +31,6 @@ def ask(
     """
     examples, count = chosen.examples, len(chosen.examples)
     logits = np.empty((count, len(manifest.labels)))
-    behind = _APART * np.arange(len(manifest.labels))
     with Client(url, key=os.environ.get("SACCADE_API_KEY") or None) as client:
         served = client.model(manifest.id)
         differs = manifest.unlike(served.manifest)
@@ -54,8 +55,15 @@ def ask(
                 raise ServiceError(
                     f"{url} answered with {answer.model.name}@{answer.model.version}, asked for {manifest.id}"
                 )
-            scores = np.maximum([label.score for label in answer.labels], FLOOR)
-            logits[place, [label.index for label in answer.labels]] = np.log(scores) - behind
+            logits[place] = log_scores(answer.labels)
             progress.step(0)
     logits *= manifest.temperature
     return logits, f"a service, {served.plan.provider}"
+
+
+def log_scores(labels: Sequence[Label]) -> NDArray[np.float64]:
+    """(labels,): of all labels of an answer, as they stand in it, to logarithms by their index, in the same order."""
+    values = np.log(np.maximum([label.score for label in labels], FLOOR)) - _APART * np.arange(len(labels))
+    result = np.empty(len(labels))
+    result[[label.index for label in labels]] = values
+    return result

@@ -136,7 +136,7 @@ def test_too_few_pictures_are_refused(
     manifest = json.loads((copy.folder / "manifest.json").read_text())
     manifest["provenance"] = {"commit": None, "versions": {}}
     (copy.folder / "manifest.json").write_text(json.dumps(manifest))
-    logits, labels = in_torch("test")
+    digits, (logits, labels) = Digits().test(), in_torch("test")
     wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
     right = (logits.argmax(1) == labels).nonzero()[:, 0].tolist()
     for name, places in (
@@ -148,7 +148,7 @@ def test_too_few_pictures_are_refused(
             for place in places:
                 folder = tmp_path / name / part / str(labels[place].item())
                 folder.mkdir(parents=True, exist_ok=True)
-                Digits().test().picture(place).save(folder / f"{place}.png")
+                digits.picture(place).save(folder / f"{place}.png")
     few, sure, many = (("--data", str(tmp_path / name)) for name in ("few", "sure", "many"))
     assert "image folder few, val has 49 pictures; a temperature needs 50 (--anyway)" in refused(capsys, copy, *few)
     said = refused(capsys, copy, *sure)

@@ -1322,9 +1322,14 @@ def test_runs_that_hang_and_come_back_are_forgotten() -> None:
     async def scene() -> None:
         runners, meter = [Echo(shut=True) for _ in range(8)], Counts()
         more, before = iter(runners[1:]), set(threading.enumerate())
+
+        def new() -> list[threading.Thread]:
+            return [one for one in threading.enumerate() if one.name == RUNNER and one not in before]
+
         with batching(runners[0], meter=meter, run_timeout_s=0.05, replace=lambda _: next(more)) as batcher:
             for number, runner in enumerate(runners[:-1]):
-                (thread,) = [one for one in threading.enumerate() if one.name == RUNNER and one not in before]
+                await until(lambda: len(new()) == 1)  # the next one's thread begins while the last one's ends
+                (thread,) = new()
                 with pytest.raises(InferenceFailed, match="took longer"):
                     await submit(batcher, number)
                 runner.gate.set()

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from export.head import Head
@@ -24,7 +25,7 @@ class Bounds(NamedTuple):
     """The least rank correlation with the parent's, of each map."""
 
     def hold(self, found: Agreement) -> bool:
-        return found.lost <= self.top1 and found.worst_map >= self.maps
+        return not found.lacking and found.lost <= self.top1 and found.worst_map >= self.maps
 
     def halved(self, pictures: int) -> "Bounds":
         """For choosing by so many: others judge, and may be less kind. One label more or less says nothing."""
@@ -72,4 +73,4 @@ def int8_answer(model: ir.Model, steps: Mapping[str, Step], kept: Collection[str
 
 
 def _error(found: Agreement) -> float:
-    return found.logits + 1 - found.worst_map
+    return np.inf if found.lacking else found.logits + 1 - found.worst_map

@@ -29,17 +29,22 @@ class Parts(NamedTuple):
 
 
 def held_out_parts(manifest: Manifest, data: Path | None, count: int | None) -> Parts:
-    """`count` to calibrate on, as many or CHOOSE to choose by, at most a quarter each; the rest to judge with, which is
-    all where `count` is None. Raises DataError.
-    """
+    """As `sizes` has it, drawn by a fixed seed; the rest judge. Raises DataError."""
     chosen = choose_pictures(manifest, data, "held-out")
-    examples, quarter = chosen.examples, len(chosen.examples) // 4
-    if quarter == 0:
+    examples = chosen.examples
+    if len(examples) < 4:
         raise DataError(f"{chosen.name} has {len(examples)} pictures; at least 4 are needed")
-    first, second = (0, 0) if count is None else (min(count, quarter), min(max(count, CHOOSE), quarter))
+    first, second = sizes(len(examples), count)
     order = np.random.default_rng(SEED).permutation(len(examples))
     calibrate, choose, judge = np.split(order, [first, first + second])
     return Parts(chosen.name, examples.choose(calibrate), examples.choose(choose), examples.choose(judge))
+
+
+def sizes(total: int, count: int | None) -> tuple[int, int]:
+    """(`count` to calibrate on, as many or CHOOSE to choose by), each at most a quarter; none where it is None."""
+    if count is None:
+        return 0, 0
+    return min(count, total // 4), min(max(count, CHOOSE), total // 4)
 
 
 def batches(examples: Examples, spec: Preprocessing) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from export.quantize.float16 import to_float16
 from export.quantize.float_graph import SMALL, array, float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
 from export.quantize.parent import identity_of
-from export.quantize.parts import CHOOSE, Parts, batches, held_out_parts
+from export.quantize.parts import Parts, batches, held_out_parts
 from export.quantize.ranges import measured_steps, picture_step
 from export.quantize.reference import VariantOf
 from export.runtime import open_graph
@@ -74,7 +74,7 @@ def quantize(
         if found.lacking:
             raise BundleError(f"{manifest.id} in {precision} gives numbers that are none in {', '.join(found.lacking)}")
         if not (anyway or bounds.hold(found)):
-            raise BundleError(_refusal(manifest, precision, found, bounds))
+            raise BundleError(_refusal(manifest, precision, found, bounds, parts))
         variant = Variant(
             split=f"{parts.name}, neither calibrated on nor chosen by",
             pictures=found.pictures,
@@ -128,7 +128,7 @@ def _judge(bundle: Bundle, graph: Path, judging: Iterable[Batch]) -> Agreement:
     return compare(open_graph(graph, only=manifest.outputs), manifest, head, second, theirs)
 
 
-def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds) -> str:
+def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds, parts: Parts) -> str:
     said = []
     if found.lost > bounds.top1:
         said.append(
@@ -138,7 +138,8 @@ def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds:
     low = [f"{name} {value:.4f}" for name, value in found.maps.items() if value < bounds.maps]
     if low:
         said.append(f"agrees with its maps by a rank correlation of {', '.join(low)}; {bounds.maps:g} is the least")
-    more = f"--pictures above {CHOOSE:,} chooses by more; " if precision == "int8" else ""
+    others = precision == "int8" and 2 * len(parts.choose) < len(parts.judge)
+    more = f"--pictures above {len(parts.choose)} chooses by as many; " if others else ""
     return f"{manifest.id} in {precision} {' and '.join(said)} ({more}--anyway writes it)"
 
 

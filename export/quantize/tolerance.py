@@ -48,7 +48,7 @@ def movements(bundle: Bundle, pixels: NDArray[np.float32]) -> dict[str, Movement
     exact = open_graph(bundle.graph, only=manifest.outputs)(pixels)
     far: dict[str, float] = {}
     for seed in SEEDS:
-        near = open_graph(_shaken(bundle.graph, ROUNDING[manifest.precision], seed), only=manifest.outputs)(pixels)
+        near = open_graph(shaken(bundle.graph, ROUNDING[manifest.precision], seed), only=manifest.outputs)(pixels)
         for name, values in exact.items():
             kind = kind_of(name)
             far[kind] = max(far.get(kind, 0.0), float(np.abs(near[name] - values).max()))
@@ -82,7 +82,7 @@ def tolerance_of(bundle: Bundle) -> dict[str, dict[str, float]]:
     }
 
 
-def _shaken(graph: Path, size: float, seed: int) -> bytes:
+def shaken(graph: Path, size: float, seed: int) -> bytes:
     """The graph with every constant of floating point off by a random share of itself, `size` as standard deviation.
 
     What is finite stays so: masks are the largest number that there is.

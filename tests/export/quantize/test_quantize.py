@@ -23,13 +23,14 @@ from export.quantize.choose import Bounds
 from export.quantize.parts import held_out_parts
 from export.quantize.quantize import quantize
 from export.reference import rebuild
+from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
 from saccade.errors import BundleError, DataError
 from saccade.preprocess import preprocess
 from service.app import create_app
 from service.settings import Settings
-from tests.export.quantize.conftest import LENIENT
+from tests.export.quantize.conftest import ANYTHING, LENIENT
 from tests.export.test_verify import restate_checksum
 
 SENSITIVE = "encoder.blocks.1.mlp.0.weight"
@@ -82,18 +83,31 @@ def test_a_variant_says_what_it_is(variant: Bundle, parent: Bundle) -> None:
     assert card.parent_bytes == sum(path.stat().st_size for path in (parent.graph, parent.weights))
 
 
+def folded(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """The parent's, each convolution's times gain / sqrt(variance + 1e-5) of the batch norm after it."""
+    found = {name: values.astype(np.float64) for name, values in weights.items()}
+    for name in weights:
+        stem = name.removesuffix(".weight")
+        norm = "stem_norm" if stem == "stem" else stem.replace("conv", "norm").replace("projection.0", "projection.1")
+        if norm != stem and f"{norm}.running_var" in weights:
+            factor = found[f"{norm}.weight"] / np.sqrt(found[f"{norm}.running_var"] + 1e-5)
+            found[name] = found[name] * factor[:, None, None, None]
+    return found
+
+
 def test_weights_are_small_and_near_the_parents(variant: Bundle, parent: Bundle) -> None:
-    """Each tensor once, under its parameter's name; int8 within half a step of the channel's largest weight / 63."""
-    ours, theirs = load_file(variant.weights), load_file(parent.weights)
+    """Each tensor once, under its parameter's name; int8 within half a step of the channel's largest weight / 63, batch
+    norms folded in.
+    """
+    ours, theirs = load_file(variant.weights), folded(load_file(parent.weights))
     small = {
         name: tensor for name, tensor in ours.items() if tensor.dtype in (np.int8, np.float16) and tensor.size > 99
     }
     assert sum(tensor.size for tensor in small.values()) > 0.8 * parent.manifest.card.parameters - 1000
-    folded = variant.manifest.name.startswith(("tiny-resnet", "tiny-hybrid"))  # batch norms went into convolutions
     for name, tensor in small.items():
         if name.endswith(".zero_point"):
             continue
-        whole = theirs[name].astype(np.float64)
+        whole = theirs[name]
         if tensor.dtype == np.float16:
             seen = tensor.astype(np.float64)
             step: Any = 2**-11 * np.abs(seen)
@@ -101,11 +115,12 @@ def test_weights_are_small_and_near_the_parents(variant: Bundle, parent: Bundle)
             assert np.abs(tensor).max() <= 63  # 2 * 255 * 63 fits 16 bits: no processor saturates
             scale = ours[f"{name}.scale"].astype(np.float64)
             axes = (-1, *[1] * (tensor.ndim - 1)) if tensor.ndim == 4 else (1, -1)
+            others = (1, 2, 3) if tensor.ndim == 4 else 0
+            np.testing.assert_allclose(np.abs(tensor).max(others), 63)  # whole scales: none is wider than it has to be
             seen, step = tensor * scale.reshape(axes), 0.5 * scale.reshape(axes)
         if seen.shape != whole.shape or (tensor.ndim == 2 and seen.shape[0] == seen.shape[1]):
             whole = whole.T  # of a linear layer, as the graph multiplies
-        if not folded:
-            assert (np.abs(seen - whole) <= step + 1e-6).all(), name
+        assert (np.abs(seen - whole) <= step + 1e-6).all(), name
 
 
 @pytest.mark.parametrize("name", ["tiny-cct", "tiny-vit-mean", "tiny-resnet"])
@@ -180,7 +195,7 @@ def test_pictures_that_calibrate_choose_and_judge_are_others(models: Path) -> No
     [
         (
             Bounds(maps=1.01),
-            r"agrees with its maps by a rank correlation of .*attention [01]\.\d{4}; 1\.01 is the least",
+            r"agrees with its maps by a rank correlation of .*attention, least layer [01]\.\d{4}; 1\.01 is the least",
         ),
         (Bounds(top1=-2.0), r"is right on \S+% of 70 .* on \S+%: it loses -?\d\.\d\d points, -200 are allowed"),
     ],
@@ -223,6 +238,24 @@ def test_the_layer_that_8_bits_ruin_stays_in_float(models: Path, tmp_path: Path)
     assert kinds["encoder.blocks.0.mlp.0.weight"] == np.int8
 
 
+def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tmp_path: Path) -> None:
+    """Whatever it loses, it is written and verified again; the card and the parity say so; its head is still held."""
+    bundle = with_an_outlier(models, tmp_path)
+    variant = quantize(bundle, "int8", None, bounds=ANYTHING, anyway=True)
+    assert variant.manifest.card.variant is not None
+    assert variant.manifest.card.variant.anyway
+    assert variant.manifest.card.variant.in_float == ()
+    again = verify(open_bundle(variant.folder), None).manifest
+    assert again.parity is not None
+    assert "it was written whatever it loses" in again.parity.source
+    assert not [name for name in again.parity.checks if "parent" in name]
+    weights = load_file(variant.weights)
+    weights["head.bias"] = weights["head.bias"] + np.float32(1e-3)
+    save_file(weights, variant.weights)
+    with pytest.raises(BundleError, match=r"tiny-cct-int8@1 has other numbers in head\.bias than its parent"):
+        verify(restate_checksum(variant.folder, "weights.safetensors"), None)
+
+
 def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under a name of one's own, as the next version of it."""
     words = ["quantize", "tiny-cct", "--models", str(copy), "--name", "mine", "--pictures", "20", "--anyway"]
@@ -243,6 +276,14 @@ def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture
         (["tiny-cct-int8", "--float16"], "tiny-cct-int8@1 is a variant already (int8): quantise tiny-cct@1"),
         (["tiny-cct"], "one of the arguments --int8 --float16 is required"),
         (["tiny-cct", "--int8", "--name", "../x"], "'../x' is no name for a model"),
+        (
+            ["tiny-cct", "--int8", "--name", "tiny-cct"],
+            "tiny-cct@1 is no int8 variant of tiny-cct: give another",
+        ),
+        (
+            ["tiny-cct", "--float16", "--name", "tiny-cct-int8"],
+            "tiny-cct-int8@1 is no float16 variant of tiny-cct",
+        ),
         (["tiny-cct", "--int8", "--data", "nowhere"], "nowhere"),
         (["tiny-cct", "--int8", "--pictures", "0"], "must be a whole number from 1 to 1000000, not '0'"),
     ],

@@ -41,7 +41,7 @@ WIDEST: dict[Precision, Limits] = {
 }
 """Of limits that are wider than usual; of logits beyond 1 a share of the largest. In float32 1e-4 of it are 800
 roundings, more than any depth of layers adds up to, and 1e-3 of attention is not to be seen in a map. In a variant a
-rounding that falls to the other side is worth a whole code.
+rounding that falls to the other side is worth a whole code; --anyway does not pass these.
 """
 
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]

@@ -78,9 +78,7 @@ def _has_bias(one: Weighted) -> bool:
 
 
 def _least_scale(one: Weighted, step: Step) -> NDArray[np.float64]:
-    """Of each channel's weights: with a smaller one, as of a channel of zeros, its bias would be more steps than a bias
-    can have.
-    """
+    """Of each channel's weights: a smaller one, as of a channel of zeros, would give its bias too many steps."""
     count = array(one.weight).shape[one.channels]
     bias = np.abs(array(one.bias).astype(np.float64)) if one.bias is not None and _has_bias(one) else np.zeros(count)
     size, tiny = float(step.scale), float(np.finfo(np.float32).tiny)

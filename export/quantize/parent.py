@@ -17,10 +17,10 @@ from saccade.manifest import Measured, Parent
 
 SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "maps")
 """Of the manifest."""
-APART = 0.75
+APART = 0.8
 """Of the logits (see `Agreement.logits`). Made pictures are unlike those that it was calibrated on; logits that have
 nothing to do with the parent's are 1 away, or more."""
-OTHER_LABELS = 0.25
+OTHER_LABELS = 0.3
 """Share of so few pictures, for the same reason: some lie on the line between two labels."""
 
 

@@ -99,7 +99,7 @@ def quantize(
 
 
 def _check_name(models: Path, name: str, parent: Manifest, precision: Precision) -> None:
-    """Raises BundleError where the newest version of that name is another model, which callers would lose."""
+    """Raises BundleError where the newest version of that name, which callers get who name none, is another model."""
     versions = [folder for folder in find_bundles(models) if folder.parent.name == name]
     if not versions:
         return

@@ -238,6 +238,21 @@ def test_the_layer_that_8_bits_ruin_stays_in_float(models: Path, tmp_path: Path)
     assert kinds["encoder.blocks.0.mlp.0.weight"] == np.int8
 
 
+@pytest.mark.parametrize("anyway", [False, True])
+def test_numbers_that_are_none_are_said(models: Path, tmp_path: Path, anyway: bool) -> None:
+    """Activations of a million, which float32 holds and float16 does not: neither agreement nor a warning of numpy."""
+    shutil.copytree(models / "tiny-cct", tmp_path / "tiny-cct")
+    bundle = open_bundle(tmp_path / "tiny-cct" / "1")
+    weights = load_file(bundle.weights)
+    weights["tokenizer.0.weight"] = weights["tokenizer.0.weight"] * np.float32(1e6)
+    save_file(weights, bundle.weights)
+    bundle, before = restate_checksum(bundle.folder, "weights.safetensors"), listing(tmp_path)
+    assert np.isfinite(eager(bundle, 0)["logits"]).all()
+    with pytest.raises(BundleError, match=r"tiny-cct@1 in float16 gives numbers that are none in logits, .*rollout"):
+        quantize(bundle, "float16", None, anyway=anyway)
+    assert listing(tmp_path) == before
+
+
 def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tmp_path: Path) -> None:
     """Whatever it loses, it is written and verified again; the card and the parity say so; its head is still held."""
     bundle = with_an_outlier(models, tmp_path)

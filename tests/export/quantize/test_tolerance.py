@@ -10,7 +10,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.quantize.reference import VariantOf
-from export.quantize.tolerance import shaken
+from export.quantize.tolerance import shaken, tolerance_of
 from export.runtime import open_graph
 from export.verify import prove
 from export.weights import TOLERANCE
@@ -18,6 +18,7 @@ from saccade.bundle import Bundle, open_bundle
 from saccade.errors import BundleError
 from saccade.golden import check_golden
 from tests.export.test_verify import restate_checksum
+from tests.saccade.test_golden import large
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Nodes = tuple[list[NodeProto], dict[str, np.ndarray]]
@@ -120,6 +121,38 @@ def test_another_class_map_is_found_at_load(variants: Path, tmp_path: Path, wron
         BundleError, match=r"tiny-resnet-int8@1 on CPUExecutionProvider: output class_tokens is \S+ away"
     ):
         load(bundle)
+
+
+@pytest.mark.parametrize(("offset", "refused"), [(1.0, False), (1000.0, True)])
+def test_golden_values_that_would_tell_nothing_are_refused(tmp_path: Path, offset: float, refused: bool) -> None:
+    """Logits that differ by a few tenths around 1,000: half precision rounds away what a wrong graph would change."""
+    node = helper.make_node
+    graph = helper.make_graph(
+        [
+            node("GlobalAveragePool", ["pixel_values"], ["a"]),
+            node("Flatten", ["a"], ["b"]),
+            node("Gemm", ["b", "weight", "bias"], ["logits"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [
+            numpy_helper.from_array(np.array([[1, -1], [1, 1], [0, 1]], np.float32), "weight"),
+            numpy_helper.from_array(np.full(2, offset, np.float32), "bias"),
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    parent = {"name": "parent", "version": 1, "weights_sha256": "0" * 64}
+    bundle = Bundle(tmp_path, large(precision="float16", parent=parent))
+    if refused:
+        with pytest.raises(
+            BundleError, match=r"float16 rounds the logits of large@1 so roughly that \S+ would be allowed"
+        ):
+            tolerance_of(bundle)
+    else:
+        assert 1e-4 < tolerance_of(bundle)[CPU]["logits"] < 0.01
 
 
 def test_what_is_finite_stays_so_when_it_is_moved(tmp_path: Path) -> None:

@@ -157,7 +157,10 @@ def update_bundle(bundle: Bundle, fields: Mapping[str, Any], files: Mapping[str,
     """Replaces fields of the manifest, and with it files that differ. All is on disk before the first name changes.
 
     A crash between two renames leaves a checksum that does not fit, which `open_bundle` tells; running it again mends.
+    Raises BundleError where the manifest is no longer the one of `bundle`: what another command wrote would be lost.
     """
+    if _to_json(_read_manifest(bundle.folder / MANIFEST)) != _to_json(bundle.manifest):
+        raise BundleError(f"{bundle.folder} was changed by another command meanwhile: run this again")
     written = bundle.manifest.files
     entries = {**written, **{name: _entry(content) for name, content in (files or {}).items()}}
     changed = {name: content for name, content in (files or {}).items() if entries[name] != written.get(name)}

@@ -17,9 +17,13 @@ Channel = Annotated[int, Field(ge=0, le=255)]
 MapName = Literal["pooling", "rollout", "class"]
 Scores = Literal["softmax", "sigmoid"]
 Precision = Literal["float32", "float16", "int8"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+TEMPERATURES = (0.05, 20.0)
+"""The least and the greatest that scores may have: beyond them a fit says that there is none."""
 
 
 class Frozen(BaseModel):
@@ -192,7 +196,7 @@ class Parent(Frozen):
 
     name: str = Field(pattern=NAME)
     version: int = Field(ge=1)
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    weights_sha256: Sha256
 
     @property
     def id(self) -> str:
@@ -202,7 +206,7 @@ class Parent(Frozen):
 class FileEntry(Frozen):
     """One file of the bundle, as it was written."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
     bytes: int = Field(ge=0)
 
 
@@ -224,7 +228,7 @@ class Initialisation(Frozen):
 
     name: str
     """Of a bundle, or of a safetensors file."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
     """Of the weights."""
     changes: tuple[str, ...] = ()
     """What was made new or interpolated, a phrase each."""
@@ -261,6 +265,8 @@ class Evaluation(Frozen):
     """What every picture of a split was answered, each of one label."""
 
     split: str
+    data_sha256: Sha256
+    """Fingerprint of the pictures: of an image folder, of their names and sizes."""
     pictures: int
     correct: int
     top1: float
@@ -278,16 +284,22 @@ class Evaluation(Frozen):
 
 
 class Calibration(Frozen):
-    """Where the manifest's temperature comes from: least NLL on these pictures, which no other figure is taken on."""
+    """Where the manifest's temperature comes from: least NLL on these pictures.
+
+    An evaluation of the same pictures (`data_sha256`) is one of what was fitted to them, and every text says so.
+    """
 
     split: str
+    data_sha256: Sha256
     pictures: int
     raw: ScoreQuality
     served: ScoreQuality
 
 
 class Cost(Frozen):
-    """Time through ONNX Runtime alone, labels and every map computed: median a picture, in milliseconds."""
+    """Time a picture through ONNX Runtime alone, labels and every map computed, in milliseconds: of several rounds, the
+    least of their medians, since whatever else runs on the machine only adds to it.
+    """
 
     batch: int
     threads: int
@@ -337,7 +349,7 @@ class Card(Frozen):
     macs: int | None = None
     """Multiply-accumulates a picture; None for a model from elsewhere."""
     evaluation: tuple[Evaluation, ...] = ()
-    """One a split."""
+    """One a split, of each data set."""
     calibration: Calibration | None = None
     cost: tuple[Cost, ...] = ()
     training: Training | None = None
@@ -376,7 +388,7 @@ class Manifest(Frozen):
     labels: tuple[str, ...] = Field(min_length=1)
     scores: Scores = "softmax"
     """What makes scores of the logits: one label of all, or each label by itself (multi-label)."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=TEMPERATURES[0], le=TEMPERATURES[1])
     """Logits are divided by it before they become scores (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     preprocessing: Preprocessing
     attention: tuple[AttentionLayer, ...] = ()
@@ -393,6 +405,11 @@ class Manifest(Frozen):
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def unlike(self, other: "Manifest") -> tuple[str, ...]:
+        """Of the fields that decide which scores a picture gets, those in which `other` differs."""
+        fields = ("files", "labels", "scores", "temperature", "preprocessing")
+        return tuple(name for name in fields if getattr(self, name) != getattr(other, name))
 
     @property
     def outputs(self) -> tuple[str, ...]:

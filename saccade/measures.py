@@ -17,15 +17,21 @@ def add_commands(command: Command) -> None:
     one = command("evaluate", evaluate)
     _add_bundle(one)
     one.add_argument("--split", choices=("test", "held-out"), default="test", help="which pictures (default: test)")
-    one.add_argument("--out", type=Path, metavar="FOLDER", help="for results (default: evaluations/NAME@VERSION/SPLIT)")
+    one.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for results (default: evaluations/NAME@VERSION/DATA-SPLIT)"
+    )
     one.add_argument("--mistakes", type=count, default=25, metavar="N", help="wrong answers to show (default: 25)")
     one.add_argument("--no-card", dest="card", action="store_false", help="leave the bundle as it is")
-    one.add_argument("--url", help="ask the service there, which serves the same bundle")
+    where = one.add_mutually_exclusive_group()
+    where.add_argument("--cost", action="store_true", help="measure time a picture too; wants a quiet machine")
+    where.add_argument("--url", help="ask the service there, which serves the same bundle")
     one.add_argument(
         "--concurrency", type=count, default=16, metavar="N", help="of --url: pictures on their way (default: 16)"
     )
 
-    _add_bundle(command("calibrate", calibrate))
+    one = command("calibrate", calibrate)
+    _add_bundle(one)
+    one.add_argument("--anyway", action="store_true", help="on however few pictures")
 
     one = command("quantize", quantize)
     _add_bundle(one)
@@ -66,18 +72,22 @@ def add_commands(command: Command) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measures accuracy, calibration and cost; writes figures, plots and the card."""
-    evaluation, card = needs("export", "export.evaluation.evaluate", "export.evaluation.card")
+    evaluation, card, pictures, output = needs(
+        "export", *(f"export.evaluation.{name}" for name in ("evaluate", "card", "pictures", "output"))
+    )
     bundle = _bundle(options)
-    out = options.out or Path("evaluations") / bundle.manifest.id / options.split
+    chosen = pictures.choose_pictures(bundle.manifest, options.data, options.split)
+    out = options.out or Path("evaluations") / bundle.manifest.id / chosen.folder
+    output.make_folder(out)
     found = evaluation.evaluate(
         bundle,
-        options.data,
-        options.split,
+        chosen,
+        cost=options.cost,
         url=options.url,
         concurrency=options.concurrency,
         mistakes=options.mistakes,
     )
-    print(card.summary(found.findings))
+    print(card.summary(found.findings, bundle.manifest.card.calibration))
     found.write(out)
     written = [f"{out}/"]
     if options.card and options.url is None:
@@ -93,7 +103,7 @@ def calibrate(options: argparse.Namespace) -> None:
     """Fits the temperature of the scores on held-out pictures and writes it into the bundle."""
     (calibration,) = needs("export", "export.evaluation.calibrate")
     before = _bundle(options)
-    manifest = calibration.calibrate(before, options.data).manifest
+    manifest = calibration.calibrate(before, options.data, anyway=options.anyway).manifest
     it = manifest.card.calibration
     assert it is not None
     print(f"{manifest.id}: temperature {manifest.temperature:.4f}, of {it.pictures:,} pictures: {it.split}")
@@ -106,12 +116,14 @@ def calibrate(options: argparse.Namespace) -> None:
 
 def robustness(options: argparse.Namespace) -> None:
     """Measures bundles side by side on pictures that are turned, hidden, spoilt or put together."""
-    measuring, tables, report = needs(
-        "export", *(f"export.evaluation.robustness.{name}" for name in ("measure", "tables", "report"))
+    output, measuring, tables, report = needs(
+        "export",
+        "export.evaluation.output",
+        *(f"export.evaluation.robustness.{name}" for name in ("measure", "tables", "report")),
     )
     order = measuring.Order(measuring.families_of(options.only), options.pictures, options.seed)
     bundles = [open_bundle(resolve_bundle(options.models, bundle)) for bundle in options.bundles]
-    report.make_folder(options.out)
+    output.make_folder(options.out)
     result = measuring.measure(bundles, options.data, options.split, order)
     report.write_report(result, options.out)
     print(f"{result.split}: {result.pictures:,} of {result.pictures_of_split:,} pictures, seed {result.seed}\n")

@@ -181,35 +181,41 @@ def test_the_picture_of_the_readme_is_made_by_its_command(tmp_path: Path) -> Non
 def test_the_training_commands_of_the_readme_run_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Train, export, evaluate, verify, as written; on the digits, which need no download, in place of CIFAR-10."""
+    """From training to a variant, as written; on the digits, which need no download, in place of CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     lines = [shlex.split(line)[1:] for line in commands(README) if Path(line.split()[0]).name == "saccade"]
     ours = [words for words in lines if not any(word.startswith("--from-") for word in words)]  # they have pages
     steps = [words for words in ours if words[0] not in ("overlay", "classify")]
-    assert [words[0] for words in steps] == ["train", "export", "evaluate", "verify"]
-    assert steps[0][2:5] == ["--data", "data", "--download"]
-    del steps[0][2:5]
-    assert steps[2][2:] == ["--data", "data"]
-    del steps[2][2:]
+    assert [words[0] for words in steps] == ["train", "export", "calibrate", "verify", "evaluate", "quantize"]
     for words in steps:
-        assert main(["digits-cct" if word == "cifar10-cct" else word for word in words]) == 0, capsys.readouterr().err
-    (folder,) = find_bundles(tmp_path / "models")
-    manifest = open_bundle(folder).manifest
+        text = (
+            " ".join(words).replace(" --data data", "").replace(" --download", "").replace("cifar10-cct", "digits-cct")
+        )
+        assert main(text.split()) == 0, capsys.readouterr().err
+    manifest, variant = (open_bundle(folder).manifest for folder in find_bundles(tmp_path / "models"))
+    assert variant.parent is not None
+    assert variant.parent.id == manifest.id
     assert [figure.split for figure in manifest.card.evaluation] == ["scikit-learn digits, test"]
     assert manifest.parity is not None
 
 
 def test_the_figures_of_the_readme_come_from_the_cards() -> None:
-    """Accuracy and parameters in the README's table are those of the manifests, and every shipped model is in it."""
+    """The README's table has every shipped model, with the figures of its card."""
     table = {row[0].strip("`"): row for row in rows(ROOT / "README.md")}
     for folder in find_bundles(ROOT / "models"):
         manifest = open_bundle(folder).manifest
         (figure,) = [figure for figure in manifest.card.evaluation if figure.split.endswith("test")]
         row = table[manifest.name]
-        assert f"{manifest.card.parameters:,}" in row[2]
-        assert f"{figure.top1:.2%}".replace("%", " %") in row[3]
-        low, high = figure.interval95
-        assert f"{100 * low:.1f} to {100 * high:.1f}" in row[3]
+        card, (low, high) = manifest.card, figure.interval95
+        assert card.macs is not None
+        alone = next(cost for cost in card.cost if (cost.batch, cost.threads) == (1, 1))
+        assert row[1] == card.summary
+        assert row[2:] == [
+            f"{card.parameters / 1e6:.2f} M, {card.macs / 1e9:.3f} G",
+            f"{figure.top1:.2%} ({100 * low:.1f} to {100 * high:.1f})".replace("%", " %"),
+            f"{figure.raw.ece:.3f} → {figure.served.ece:.3f}",
+            f"{alone.milliseconds:.1f} ms",
+        ]
 
 
 def test_the_output_of_the_container_check_is_that_of_all_its_steps() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from export.evaluation.findings import Findings
-from saccade.manifest import Calibration, Cost, Evaluation, Manifest, Provenance, Variant
+from saccade.manifest import Calibration, Card, Cost, Evaluation, Manifest, Provenance, Variant
 
 _CLASSES = 40
 """Classes that are listed; of more, those of the lowest accuracy. evaluation.json has all."""
@@ -19,7 +19,7 @@ def card_text(manifest: Manifest, found: Findings) -> str:
     parts = [
         f"# {manifest.id}\n\n{card.summary}",
         _bullets(_facts(manifest)),
-        f"## Accuracy and calibration\n\n{_evaluations(card.evaluation)}\n\n![reliability](reliability.png)",
+        f"## Accuracy and calibration\n\n{_evaluations(card)}\n\n![reliability](reliability.png)",
         *([_calibration(card.calibration, manifest.temperature)] if card.calibration else []),
         f"## Classes\n\n{_classes(found)}\n\n![accuracy of each class](per-class.png)",
         f"## Confusions\n\n{_confusions(found)}\n\n![confusion matrix](confusion.png)",
@@ -32,7 +32,7 @@ def card_text(manifest: Manifest, found: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(found: Findings) -> str:
+def summary(found: Findings, calibration: Calibration | None) -> str:
     """The figures as the command line prints them."""
     it = found.evaluation
     rows = [
@@ -44,7 +44,7 @@ def summary(found: Findings) -> str:
         *((_batch(one), f"{one.milliseconds:.3g} ms", "a picture") for one in found.cost),
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    head = f"{found.model} on {it.split}: {it.pictures:,} pictures, through {it.through}"
+    head = f"{found.model} on {_named(it, calibration)}: {it.pictures:,} pictures, through {it.through}"
     return "\n".join([head, *(f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in rows)])
 
 
@@ -72,13 +72,19 @@ def _from(provenance: Provenance) -> str:
     return f"trained on {provenance.data}, held out {provenance.held_out}, seed {provenance.seed}{begun}"
 
 
-def _evaluations(them: Sequence[Evaluation]) -> str:
+def _named(it: Evaluation, calibration: Calibration | None) -> str:
+    """The split; and whether its calibration is that of pictures to which the temperature was fitted."""
+    fitted = calibration is not None and calibration.data_sha256 == it.data_sha256
+    return f"{it.split} (the temperature was fitted to it)" if fitted else it.split
+
+
+def _evaluations(card: Card) -> str:
     return (
         _table(
             ("split", "pictures", "top-1 (95 % interval)", "top-5", "NLL", "Brier", "ECE", "through"),
             (
                 (
-                    it.split,
+                    _named(it, card.calibration),
                     f"{it.pictures:,}",
                     f"{it.top1:.2%} ({it.interval95[0]:.2%} to {it.interval95[1]:.2%})",
                     "" if it.top5 is None else f"{it.top5:.2%}",
@@ -88,7 +94,7 @@ def _evaluations(them: Sequence[Evaluation]) -> str:
                     ),
                     it.through,
                 )
-                for it in them
+                for it in card.evaluation
             ),
         )
         + "\n\nNLL, Brier and ECE are those of the scores as served, and with temperature 1 in brackets."
@@ -145,7 +151,7 @@ def _cost(them: Sequence[Cost]) -> str:
         ((str(it.batch), str(it.threads), f"{it.milliseconds:.3g}") for it in them),
     )
     where = f"on {them[0].hardware}, {them[0].provider}"
-    return f"{table}\n\nMedians through ONNX Runtime alone, every output computed, {where}."
+    return f"{table}\n\nThrough ONNX Runtime alone, every output computed, {where}."
 
 
 def _variant(manifest: Manifest, it: Variant) -> str:

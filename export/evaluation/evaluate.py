@@ -15,15 +15,16 @@ from export.evaluation.ask import ask
 from export.evaluation.card import card_text
 from export.evaluation.cost import measure_cost
 from export.evaluation.findings import Findings, judge, to_json
-from export.evaluation.pictures import Chosen, Split, choose_pictures
+from export.evaluation.pictures import Chosen
 from export.evaluation.plots import confusion_plot, per_class_plot, reliability_plot
 from export.evaluation.predict import predict
 from export.evaluation.sheet import contact_sheet
+from export.finite import check_logits
 from export.recipe import recipe_of
 from export.runtime import PROVIDER, open_graph
 from export.weights import versions
-from saccade.bundle import Bundle, update_bundle
-from saccade.errors import BundleError, DataError
+from saccade.bundle import Bundle, open_bundle, update_bundle
+from saccade.errors import BundleError
 from saccade.manifest import Card, Manifest
 from saccade.overlay import write_whole
 from saccade.progress import Progress
@@ -37,22 +38,33 @@ class Evaluated:
         self._bundle = bundle
         self._chosen = chosen
 
-    @property
-    def card(self) -> Card:
-        """The bundle's card with what was found: one evaluation a split, the newest last."""
-        card, found = self._bundle.manifest.card, self.findings
-        others = tuple(one for one in card.evaluation if one.split != found.evaluation.split)
+    def card(self, card: Card) -> Card:
+        """With what was found: one evaluation a split of each data set, the newest last."""
+        found = self.findings
+        which = (found.evaluation.split, found.evaluation.data_sha256)
+        others = tuple(one for one in card.evaluation if (one.split, one.data_sha256) != which)
         fields = {"evaluation": (*others, found.evaluation), "macs": found.macs, "cost": found.cost or card.cost}
         return card.model_copy(update=fields)
 
     def write_card(self) -> Bundle:
-        """Into the manifest. Raises BundleError where it cannot be written."""
-        return update_bundle(self._bundle, {"card": self.card.model_dump()})
+        """Onto the card as it is by now, for other splits may have been evaluated meanwhile.
+
+        Raises BundleError where it cannot be written, and where the bundle is no longer the one that was evaluated.
+        """
+        now = open_bundle(self._bundle.folder)
+        differs = self._bundle.manifest.unlike(now.manifest)
+        if differs:
+            raise BundleError(f"{now.folder} differs from what was evaluated in {', '.join(differs)}: run this again")
+        return update_bundle(now, {"card": self.card(now.manifest.card).model_dump()})
 
     def write(self, folder: Path) -> None:
-        """evaluation.json, the card in words, plots, and a sheet of the mistakes. Raises DataError."""
+        """evaluation.json, the card in words, plots, a sheet of the mistakes: into a folder that is there.
+
+        Raises DataError.
+        """
         found, examples = self.findings, self._chosen.examples
-        manifest = self._bundle.manifest.model_copy(update={"card": self.card})
+        manifest = self._bundle.manifest
+        manifest = manifest.model_copy(update={"card": self.card(manifest.card)})
         contents = {
             "reliability.png": reliability_plot(found),
             "confusion.png": confusion_plot(found),
@@ -61,30 +73,26 @@ class Evaluated:
             "evaluation.md": card_text(manifest, found).encode(),
             "evaluation.json": to_json(found),
         }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"could not write to {folder}: {error.strerror}") from error
         for name, content in contents.items():
             write_whole(folder / name, content)
 
 
 def evaluate(
     bundle: Bundle,
-    data: Path | None,
-    which: Split = "test",
+    chosen: Chosen,
     *,
+    cost: bool = False,
     url: str | None = None,
     concurrency: int = 16,
     mistakes: int = 25,
 ) -> Evaluated:
-    """Reads the split once. `url` is of a service that serves this bundle; `concurrency` requests are on their way.
+    """Reads the pictures once. `cost`: measures time a picture too, of the graph in this process.
 
-    Time a picture is measured where the graph runs in this process. Raises DataError, BundleError; with `url`
-    RequestError and ServiceError too.
+    `url` is of a service that serves this bundle; `concurrency` requests are on their way. Raises DataError,
+    BundleError; with `url` RequestError and ServiceError too.
     """
     manifest, progress = bundle.manifest, Progress()
-    chosen = choose_pictures(manifest, data, which)
+    progress.total = len(chosen.examples)
     logits: NDArray[np.floating[Any]]
     if url is None:
         graph = open_graph(bundle.graph, threads=1, only=("logits",))
@@ -93,16 +101,14 @@ def evaluate(
     else:
         logits, through = ask(url, manifest, chosen, concurrency, progress)
     progress.end()
-    if not np.isfinite(logits).all():
-        raise BundleError(f"{manifest.id} gives logits that are not finite")
+    check_logits(manifest.id, logits)
     findings = Findings(
         model=manifest.id,
         files={name: entry.sha256 for name, entry in manifest.files.items()},
         temperature=manifest.temperature,
-        data_sha256=chosen.examples.fingerprint(),
         labels=manifest.labels,
         macs=_macs(manifest),
-        cost=measure_cost(bundle) if url is None else (),
+        cost=measure_cost(bundle) if cost else (),
         versions=versions(),
         command=command(1),
         **judge(manifest, chosen, logits, mistakes, through),

@@ -1,5 +1,6 @@
 """What answers to labelled pictures are worth. Pure functions of logits (n, classes) or scores and labels (n,)."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,16 +8,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from saccade.manifest import ScoreQuality
+from saccade.manifest import TEMPERATURES, ScoreQuality
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 
 BINS = 15
-_LOG_TEMPERATURE = (-3.0, 3.0)
-"""Bounds of the search: temperatures from 1/20 to 20."""
-_PART = 4096
-"""Pictures whose scores are in memory at a time."""
+_NUMBERS = 2**15
+"""Scores that are in memory at a time, unless one picture has more: they stay in a CPU's cache."""
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
@@ -32,8 +31,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 def top_k(logits: Floats, labels: Labels, k: int) -> float:
     """Share of the pictures whose label is among the k highest; of equals the lower index counts as the higher."""
     hits = 0
-    for start in range(0, len(labels), _PART):
-        some, true = logits[start : start + _PART], labels[start : start + _PART]
+    for some, true in _parts(logits, labels):
         own = some[np.arange(len(true)), true][:, None]
         before = np.arange(some.shape[1]) < true[:, None]
         rank = ((some > own) | ((some == own) & before)).sum(1)
@@ -61,8 +59,7 @@ class Scored(NamedTuple):
 def scored(logits: Floats, labels: Labels, temperature: float) -> Scored:
     """Of softmax(logits / temperature), in float64, some pictures at a time."""
     found = []
-    for start in range(0, len(labels), _PART):
-        some, own = logits[start : start + _PART], labels[start : start + _PART]
+    for some, own in _parts(logits, labels):
         log_scores = _log_softmax(some.astype(np.float64) / temperature)
         scores, rows = np.exp(log_scores), np.arange(len(own))
         squares = (scores**2).sum(1) - 2 * scores[rows, own] + 1
@@ -108,15 +105,25 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
     Raises ValueError where there is no least one between 1/20 and 20, as when every picture is right.
     """
-    rows, wide = np.arange(len(labels)), logits.astype(np.float64)
 
     def nll(log_temperature: float) -> float:
-        return float(-_log_softmax(wide / np.exp(log_temperature))[rows, labels].mean())
+        total = 0.0
+        for some, own in _parts(logits, labels):
+            log_scores = _log_softmax(some.astype(np.float64) / np.exp(log_temperature))
+            total -= float(log_scores[np.arange(len(own)), own].sum())
+        return total / len(labels)
 
-    found = minimize_scalar(nll, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6})
-    if min(abs(found.x - bound) for bound in _LOG_TEMPERATURE) < 1e-3:
+    bounds = np.log(TEMPERATURES)
+    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    if np.abs(found.x - bounds).min() < 1e-3:
         raise ValueError(f"no temperature between 1/20 and 20 is best: {np.exp(found.x):.3g} is at the edge")
     return float(np.exp(found.x))
+
+
+def _parts(logits: Floats, labels: Labels) -> Iterator[tuple[Floats, Labels]]:
+    """The same, some pictures at a time."""
+    size = max(1, _NUMBERS // logits.shape[1])
+    return ((logits[start : start + size], labels[start : start + size]) for start in range(0, len(labels), size))
 
 
 def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:

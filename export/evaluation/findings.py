@@ -38,15 +38,13 @@ class Mistake(Frozen):
 
 
 class Findings(Frozen):
-    """All of one evaluation. But for `cost`, two of the same bundle and pictures are equal."""
+    """All of one evaluation. But for `cost`, which is empty where nothing else was said, two of the same are equal."""
 
     model: str
     """`name@version`."""
     files: dict[str, str]
     """File of the bundle -> its sha256."""
     temperature: float
-    data_sha256: str
-    """Fingerprint of the pictures: of an image folder, of their names and sizes."""
     evaluation: Evaluation
     labels: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -77,6 +75,7 @@ def judge(
     raw, served = (scored(logits, labels, temperature) for temperature in (1.0, manifest.temperature))
     evaluation = Evaluation(
         split=chosen.name,
+        data_sha256=chosen.examples.fingerprint(),
         pictures=count,
         correct=correct,
         top1=correct / count,

@@ -1,5 +1,6 @@
 """Which pictures a bundle is measured on: what a folder holds, and its classes matched to the bundle's labels."""
 
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,11 @@ class Chosen(NamedTuple):
     """As it stands on a card: `CIFAR-10, test`."""
     examples: Examples
     """Their labels are places among the bundle's labels."""
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder: `CIFAR-10-test`."""
+        return re.sub(r"[^\w.]+", "-", self.name)
 
 
 def choose_pictures(manifest: Manifest, data: Path | None, which: Split) -> Chosen:

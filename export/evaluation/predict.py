@@ -46,7 +46,8 @@ def predict(
     """(n, …) of each output that `answer` gives, in the pictures' order.
 
     `answer` is of `open_graph(bundle.graph, threads=1, only=("logits",))`: it is called by `threads` at a time, one a
-    CPU where nothing else is said. Raises DataError naming a picture that cannot be read, and for none at all.
+    CPU where nothing else is said. `progress` counts the pictures. Raises DataError naming a picture that cannot be
+    read, and for none at all.
     """
     count = len(examples)
     if not count:
@@ -61,8 +62,6 @@ def predict(
 
     size = batch_size(spec)
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    if progress is not None:
-        progress.total = count
     results: dict[str, NDArray[np.float32]] = {}
     for batch, outputs in zip(batches, in_order(batches, run, threads=threads or cpus()), strict=True):
         for name, values in outputs.items():

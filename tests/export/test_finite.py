@@ -1,10 +1,10 @@
-"""Weights must be numbers; masks may be minus infinity."""
+"""Weights and logits must be numbers; masks may be minus infinity."""
 
 import numpy as np
 import pytest
 
-from export.finite import check_finite
-from saccade.errors import DataError
+from export.finite import check_finite, check_logits
+from saccade.errors import BundleError, DataError
 
 
 def test_masks_may_be_infinite_and_weights_may_not() -> None:
@@ -16,3 +16,12 @@ def test_masks_may_be_infinite_and_weights_may_not() -> None:
             DataError, match=r"^it has weights that are no numbers: w has 6 numbers that are NaN or inf"
         ):
             check_finite("it", [("w", wrong)])
+
+
+def test_logits_are_numbers() -> None:
+    """Neither NaN nor infinite, of any picture; the sentence names the model and how many."""
+    logits = np.zeros((300, 4), np.float32)
+    check_logits("it", logits)
+    logits[7, 2], logits[9, 0] = np.nan, -np.inf
+    with pytest.raises(BundleError, match=r"^it gives logits that are NaN or infinite: 2 of 1,200$"):
+        check_logits("it", logits)

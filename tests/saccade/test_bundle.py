@@ -306,6 +306,17 @@ def test_an_update_changes_fields_and_files_together(made: Bundle) -> None:
     assert not list(made.folder.glob(".*"))
 
 
+def test_an_update_loses_nothing_that_was_written_meanwhile(made: Bundle) -> None:
+    """Of two commands that opened the same bundle the second is refused, and what the first wrote stays."""
+    other = open_bundle(made.folder)
+    update_bundle(made, {"labels": ("dog", "cat")}, {"golden.npz": b"new"})
+    before = everything_under(made.folder)
+    with pytest.raises(BundleError, match=r"was changed by another command meanwhile: run this again"):
+        update_bundle(other, {"scores": "sigmoid"})
+    assert everything_under(made.folder) == before
+    update_bundle(open_bundle(made.folder), {"scores": "sigmoid"})
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_an_update_that_cannot_be_written_changes_nothing(
     call: str, made: Bundle, monkeypatch: pytest.MonkeyPatch

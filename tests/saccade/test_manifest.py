@@ -89,6 +89,8 @@ def test_an_unknown_key_is_an_error_at_every_depth(fields: dict[str, Any]) -> No
         ({"attention": [{**LAYER, "windows": WINDOWS}]}, "attend to the whole picture, not to parts"),
         ({"pooling": {"kind": "class_and_distillation", "index": 6}}, "pooling.index is 6; the last layer has 7"),
         ({"scores": "relu"}, "'softmax' or 'sigmoid'"),
+        ({"temperature": 0.049}, "greater than or equal to 0.05"),
+        ({"temperature": 20.1}, "less than or equal to 20"),
         ({"attention": []}, "rollout and pooling need attention layers"),
         ({"pooling": {"kind": "learned"}}, "learned pooling needs an output"),
         ({"pooling": {"kind": "class_token", "index": 9999}}, "pooling.index is 9999; the last layer has"),

@@ -84,7 +84,7 @@ def test_models_says_what_each_can_do(service: TestClient) -> None:
     found = {one["name"]: one for one in service.get("/v1/models").json()["models"]}
     assert found["tiny-vit"] == {
         "name": "tiny-vit", "version": 1, "default": False, "labels": 10, "maps": ["rollout"],
-        "attention_layers": 3, "scores": "softmax", "input_size": [16, 24],
+        "attention_layers": 3, "scores": "softmax", "input_size": [16, 24], "precision": "float32", "parent": None,
     }  # fmt: skip
     assert found["tiny-cct"]["maps"] == ["pooling", "rollout", "class"]
     assert found["tiny-cct"]["default"] is True

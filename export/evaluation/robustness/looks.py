@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from export.finite import check_logits
 from export.names import LOGITS
 from export.runtime import open_graph
 from saccade.bundle import Bundle
@@ -21,14 +22,17 @@ class Look(NamedTuple):
 
 
 class Looks:
-    """Can be asked by several threads at once; each run takes one CPU."""
+    """Can be asked by several threads at once; each run takes one CPU. Raises BundleError for logits that are not
+    finite.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
+        self._id = bundle.manifest.id
         self.maps = bundle.manifest.maps
         self.class_map = self.maps.class_map
         self._attention = bundle.manifest.attention
         wanted = (LOGITS, self.maps.rollout, self.class_map and self.class_map.tokens)
-        self._answer = open_graph(bundle.graph, threads=1, only=tuple(name for name in wanted if name))
+        self._graph = open_graph(bundle.graph, threads=1, only=tuple(name for name in wanted if name))
         if self.class_map:
             self._weight = load_file(bundle.weights)[self.class_map.weight].astype(np.float32)
 
@@ -45,6 +49,11 @@ class Looks:
         if self.class_map:
             return self.class_map.grid
         return next((layer.grid for layer in reversed(self._attention) if layer.windows is None), None)
+
+    def _answer(self, inputs: Floats) -> dict[str, Floats]:
+        outputs = self._graph(inputs)
+        check_logits(self._id, outputs[LOGITS])
+        return outputs
 
     def logits(self, inputs: Floats) -> Floats:
         """(n, 3, H, W) -> (n, labels)."""

@@ -14,10 +14,10 @@ from export.evaluation.predict import batch_size
 from export.evaluation.robustness import corruptions
 from export.evaluation.robustness.conditions import FAMILIES, Condition, Family, conditions
 from export.evaluation.robustness.looks import Looks
-from export.evaluation.robustness.multi_object import SIDES, judge, mosaics_of
+from export.evaluation.robustness.multi_object import SIDES, check_pictures, judge, mosaics_of
 from export.evaluation.robustness.randomness import generator
 from export.evaluation.robustness.results import BundleResult, Curve, Point, Robustness, share
-from export.evaluation.robustness.sample import spread
+from export.evaluation.robustness.sample import members, spread
 from export.examples import Examples
 from saccade.bundle import WEIGHTS, Bundle
 from saccade.errors import DataError
@@ -49,7 +49,8 @@ def families_of(text: str | None) -> tuple[Family, ...]:
 def measure(bundles: list[Bundle], data: Path | None, which: Split, order: Order) -> Robustness:
     """`data` as in `choose_pictures`.
 
-    Raises DataError for pictures that cannot be read, and for bundles that cannot be compared.
+    Raises DataError for pictures that cannot be read, too few for mosaics, and for bundles that cannot be compared;
+    BundleError for logits that are no numbers.
     """
     if order.seed < 0:
         raise DataError(f"--seed must be at least 0, not {order.seed}")
@@ -63,12 +64,16 @@ def measure(bundles: list[Bundle], data: Path | None, which: Split, order: Order
     for one, name in zip(chosen, ids, strict=True):
         if one.examples.fingerprint() != fingerprint:
             raise DataError(f"{ids[0]} is measured on {first.name}, {name} on other pictures ({one.name})")
+    if "mosaics" in order.families:
+        check_pictures(first.examples.labels, first.name)
+    of_class = [len(places) for places in members(first.examples.labels[sample])]
     results = [_measure_one(bundle, one.examples, sample, order) for bundle, one in zip(bundles, chosen, strict=True)]
     return Robustness(
         split=first.name,
         data_sha256=fingerprint,
         pictures=len(sample),
         pictures_of_split=len(first.examples),
+        of_a_class=(min(of_class), max(of_class)),
         seed=order.seed,
         families=order.families,
         corruptions=corruptions.NAME,

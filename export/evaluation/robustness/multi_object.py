@@ -20,8 +20,9 @@ from export.evaluation.predict import predict
 from export.evaluation.robustness.looks import Looks
 from export.evaluation.robustness.mosaics import Mosaics, whole
 from export.evaluation.robustness.results import Corners, Mean, MosaicResult, Occurrence, share
-from export.evaluation.robustness.sample import halves
+from export.evaluation.robustness.sample import halves, members
 from export.examples import Examples
+from saccade.errors import DataError
 from saccade.manifest import Preprocessing
 from saccade.progress import Progress
 
@@ -51,15 +52,24 @@ def mosaics_of(pictures: int) -> int:
     return 2 * max(pictures // 2, 4)
 
 
+def check_pictures(labels: Labels, name: str) -> None:
+    """Of a split, before anything long is begun. Raises DataError where a half would have fewer than two classes."""
+    enough = sum(len(places) >= 4 for places in members(labels))
+    if enough < 2:
+        raise DataError(
+            f"mosaics need two classes of at least four pictures each, two for each half, and {name} has {enough}: "
+            "leave mosaics out by --only"
+        )
+
+
 def judge(
     looks: Looks, examples: Examples, spec: Preprocessing, side: int, count: int, seed: int, progress: Progress
 ) -> MosaicResult:
-    """`count` mosaics, an even number, of the pictures of a split."""
+    """`count` mosaics, an even number, of the pictures of a split; `progress` counts them."""
     seen = []
     for number, half in enumerate(halves(examples.labels, seed)):
         mosaics = Mosaics(examples.choose(half), spec, side, count // 2, 2 * seed + number)
-        seen.append(_look(looks, mosaics, spec))
-        progress.step(0, count // 2)
+        seen.append(_look(looks, mosaics, spec, progress))
     together = occurrence(
         np.concatenate([one.logits for one in seen]), np.concatenate([one.tile_labels for one in seen])
     )
@@ -96,7 +106,7 @@ def tile_patches(grid: tuple[int, int], side: int) -> tuple[Labels, Labels] | No
     return numbers[np.ix_(*first)].ravel(), numbers[::-1, ::-1][np.ix_(*first)].ravel()
 
 
-def _look(looks: Looks, mosaics: Mosaics, spec: Preprocessing) -> _Seen:
+def _look(looks: Looks, mosaics: Mosaics, spec: Preprocessing, progress: Progress) -> _Seen:
     patches = tile_patches(looks.class_map.grid, mosaics.side) if looks.class_map else None
 
     def answer(inputs: Floats) -> dict[str, Floats]:
@@ -105,7 +115,7 @@ def _look(looks: Looks, mosaics: Mosaics, spec: Preprocessing) -> _Seen:
         logits, maps = looks.class_maps(inputs)
         return {"logits": logits, "corners": np.stack([maps[:, tile].sum(1) for tile in patches], 1)}
 
-    outputs = predict(answer, mosaics, whole(spec))
+    outputs = predict(answer, mosaics, whole(spec), progress=progress)
     return _Seen(outputs["logits"], outputs.get("corners"), mosaics.labels, mosaics.tile_labels)
 
 
@@ -133,5 +143,5 @@ def _probe(fit: _Seen, asked: _Seen) -> Labels:
 
 
 def _mean(values: NDArray[np.floating]) -> Mean:
-    middle, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
-    return Mean(mean=float(middle), interval95=(float(middle - 1.96 * error), float(middle + 1.96 * error)))
+    middle, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    return Mean(mean=middle, interval95=(max(0.0, middle - 1.96 * error), min(1.0, middle + 1.96 * error)))

@@ -1,6 +1,7 @@
 """PatchDrop (Naseer et al. 2021, https://arxiv.org/abs/2105.10497): patches of a model's own grid are hidden.
 
-In three orders: at random; the most salient first, by a map of the model itself; the least salient first.
+In three orders: at random; the most salient first; the least salient first. There one model from outside says what is
+salient for all; here each model's own map does.
 """
 
 from typing import Literal

@@ -1,28 +1,16 @@
 """robustness.json, the tables of robustness.md, and the plots: in one folder, each file whole or not at all."""
 
-import tempfile
 from pathlib import Path
 
 from export.evaluation.robustness.conditions import FAMILIES
 from export.evaluation.robustness.plots import plots
 from export.evaluation.robustness.results import Robustness
 from export.evaluation.robustness.tables import to_markdown
-from saccade.errors import DataError
 from saccade.overlay import write_whole
 
 
-def make_folder(folder: Path) -> None:
-    """For before anything long is begun. Raises DataError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(f"could not write to {folder}: {error.strerror}") from error
-
-
 def write_report(result: Robustness, folder: Path) -> None:
-    """Plots of an earlier run that would not belong to this one are removed. Raises DataError."""
+    """The folder is there. Plots of an earlier run that would not belong to this one are removed. Raises DataError."""
     drawn = plots(result)
     for family in FAMILIES:
         name = f"{family}.png"

@@ -19,7 +19,7 @@ def share(count: int, of: int) -> Share:
 
 
 class Mean(Frozen):
-    """A mean over pictures, with the 95 % interval of a normal distribution."""
+    """A mean of values from 0 to 1 over pictures, with the 95 % interval of a normal distribution, cut off there."""
 
     mean: float
     interval95: tuple[float, float]
@@ -104,8 +104,10 @@ class Robustness(Frozen):
     data_sha256: str
     """Fingerprint of the split."""
     pictures: int
-    """Measured, spread evenly over the classes."""
+    """Measured."""
     pictures_of_split: int
+    of_a_class: tuple[int, int]
+    """Of those measured, the fewest and the most of one class that has any."""
     seed: int
     families: tuple[Family, ...]
     corruptions: str

@@ -9,15 +9,17 @@ TITLES = {
     "zoom": "Zoom, factor",
     "translation": "Translation, share of the side",
     "patchdrop_random": "PatchDrop at random, share of the patches",
-    "patchdrop_salient": "PatchDrop most salient first, share of the patches",
-    "patchdrop_non_salient": "PatchDrop least salient first, share of the patches",
+    "patchdrop_salient": "PatchDrop most salient by its own map first, share of the patches",
+    "patchdrop_non_salient": "PatchDrop least salient by its own map first, share of the patches",
 }
 NONE = "none"
 
 
 def to_markdown(result: Robustness) -> str:
     """Every number; in brackets its 95 % interval."""
-    part = f"{result.pictures:,} of {result.pictures_of_split:,} pictures, spread evenly over the classes"
+    least, most = result.of_a_class
+    classes = f"{least:,} of each class" if least == most else f"{least:,} to {most:,} of a class"
+    part = f"{result.pictures:,} of {result.pictures_of_split:,} pictures, {classes}"
     said = [
         "# Robustness",
         f"{result.split}: {part}; seed {result.seed}. Percent; in brackets the 95 % interval. What each test is, and "

@@ -1,5 +1,6 @@
 """A bundle to write into, and what its net says in eager PyTorch, reached without the code under test."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from export.data import Digits
 from export.examples import held_out
 from export.nets import build
-from saccade.bundle import Bundle, open_bundle
+from saccade.bundle import Bundle, open_bundle, update_bundle
 from tests.conftest import tiny_recipe
 
 
@@ -20,6 +21,16 @@ from tests.conftest import tiny_recipe
 def copy(models: Path, tmp_path: Path) -> Bundle:
     shutil.copytree(models / "tiny-cct" / "1", tmp_path / "models" / "tiny-cct" / "1")
     return open_bundle(tmp_path / "models" / "tiny-cct" / "1")
+
+
+@pytest.fixture
+def not_finite(copy: Bundle) -> Bundle:
+    """One that adds NaN to the logit of one label; checksums are those of its files."""
+    raw = bytearray(copy.weights.read_bytes())
+    header = int.from_bytes(raw[:8], "little")
+    begin = 8 + header + json.loads(raw[8 : 8 + header])["head.bias"]["data_offsets"][0]
+    raw[begin : begin + 4] = np.float32("nan").tobytes()
+    return update_bundle(copy, {}, {"weights.safetensors": bytes(raw)})
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,7 @@ def test_no_figure_of_another_temperature_stays(
     calibrate = ["calibrate", str(copy.folder)]
     assert [main(evaluate), main(calibrate)] == [0, 0]
     assert "off the card, for they were of another temperature: scikit-learn digits, test" in capsys.readouterr().out
-    card = open_bundle(copy.folder).manifest.card
-    assert card.evaluation == ()
-    assert card.cost
+    assert open_bundle(copy.folder).manifest.card.evaluation == ()
     assert [main(evaluate), main(calibrate)] == [0, 0]
     assert "off the card" not in capsys.readouterr().out
     (figure,) = open_bundle(copy.folder).manifest.card.evaluation
@@ -88,6 +86,20 @@ def test_no_figure_of_another_temperature_stays(
         f"temperature, {open_bundle(copy.folder).manifest.temperature:.4f},"
         in (tmp_path / "out" / "evaluation.md").read_text()
     )
+
+
+def test_figures_on_what_the_temperature_was_fitted_to_say_so(
+    copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they are printed, and in the card in words: they are better than those of other pictures."""
+    assert main(["calibrate", str(copy.folder)]) == 0
+    for split in ("test", "held-out"):
+        assert main(["evaluate", str(copy.folder), "--split", split, "--out", str(tmp_path / split)]) == 0
+    printed, words = capsys.readouterr().out, (tmp_path / "held-out" / "evaluation.md").read_text()
+    assert "tiny-cct@1 on scikit-learn digits, held-out (the temperature was fitted to it): " in printed
+    assert "tiny-cct@1 on scikit-learn digits, test: " in printed
+    assert "| scikit-learn digits, held-out (the temperature was fitted to it) | " in words
+    assert "| scikit-learn digits, test | " in words
 
 
 def test_a_model_from_elsewhere_is_calibrated_on_a_folder_of_its_own(copy: Bundle, tmp_path: Path) -> None:
@@ -117,10 +129,43 @@ def refused(capsys: pytest.CaptureFixture[str], bundle: Bundle, *arguments: str)
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def test_too_few_pictures_are_refused(
+    copy: Bundle, tmp_path: Path, in_torch: InTorch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer than 50, fewer than five wrong ones, fewer than the temperature is from; --anyway takes them."""
+    manifest = json.loads((copy.folder / "manifest.json").read_text())
+    manifest["provenance"] = {"commit": None, "versions": {}}
+    (copy.folder / "manifest.json").write_text(json.dumps(manifest))
+    digits, (logits, labels) = Digits().test(), in_torch("test")
+    wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
+    right = (logits.argmax(1) == labels).nonzero()[:, 0].tolist()
+    for name, places in (
+        ("few", right[:25] + wrong[:24]),
+        ("sure", right[:60] + wrong[:4]),
+        ("many", range(len(labels))),
+    ):
+        for part in ("test", "val"):
+            for place in places:
+                folder = tmp_path / name / part / str(labels[place].item())
+                folder.mkdir(parents=True, exist_ok=True)
+                digits.picture(place).save(folder / f"{place}.png")
+    few, sure, many = (("--data", str(tmp_path / name)) for name in ("few", "sure", "many"))
+    assert "image folder few, val has 49 pictures; a temperature needs 50 (--anyway)" in refused(capsys, copy, *few)
+    said = refused(capsys, copy, *sure)
+    assert "tiny-cct@1 is wrong on 4 of 64 pictures (image folder sure, val); a temperature needs 5 to hold it" in said
+    assert main(["calibrate", str(copy.folder), *many]) == 0
+    said = refused(capsys, copy, *sure)
+    assert "was calibrated on 360 pictures (image folder many, val) and image folder sure, val has 64: --anyway" in said
+    assert main(["calibrate", str(copy.folder), *few, "--anyway"]) == 0
+    calibration = open_bundle(copy.folder).manifest.card.calibration
+    assert calibration is not None
+    assert calibration.pictures == 49
+
+
 def test_what_has_no_best_temperature_is_refused(
     copy: Bundle, tmp_path: Path, in_torch: InTorch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where every held-out picture is right, none is; several labels a picture have none either. Nothing is written."""
+    """Where every held-out picture is right, none is, whatever is asked; several labels a picture have none either."""
     manifest = json.loads((copy.folder / "manifest.json").read_text())
     manifest["provenance"] = {"commit": None, "versions": {}}
     (copy.folder / "manifest.json").write_text(json.dumps(manifest))
@@ -131,7 +176,7 @@ def test_what_has_no_best_temperature_is_refused(
             folder = tmp_path / "data" / part / str(labels[place].item())
             folder.mkdir(parents=True, exist_ok=True)
             Digits().test().picture(place).save(folder / f"{place}.png")
-    said = refused(capsys, copy, "--data", str(tmp_path / "data"))
+    said = refused(capsys, copy, "--data", str(tmp_path / "data"), "--anyway")
     assert f"image folder data, val, {len(right)} pictures: no temperature between 1/20 and 20 is best" in said
     several = update_bundle(open_bundle(copy.folder), {"scores": "sigmoid"})
     assert "gives each label by itself (sigmoid)" in refused(capsys, several, "--data", str(tmp_path / "data"))

@@ -20,7 +20,6 @@ def test_every_part_of_a_card_is_in_words(models: Path) -> None:
         model="tiny-vit@1",
         files={},
         temperature=2.0,
-        data_sha256="",
         labels=manifest.labels,
         macs=None,
         cost=(),
@@ -32,7 +31,7 @@ def test_every_part_of_a_card_is_in_words(models: Path) -> None:
     quality = ScoreQuality(nll=0.125, brier=0.25, ece=0.0625)
     fields = {
         "training": Training(epochs=7, seconds=600, hardware="A Loom"),
-        "calibration": Calibration(split="held back", pictures=77, raw=quality, served=quality),
+        "calibration": Calibration(split="held back", data_sha256="0" * 64, pictures=77, raw=quality, served=quality),
         "cost": (cost,),
         "evaluation": (found.evaluation,),
         "macs": 1_234_567,
@@ -75,7 +74,7 @@ def test_of_many_classes_the_lowest_are_listed(models: Path, classes: int) -> No
     evaluation = found["evaluation"].model_copy(update={"per_class": per_class})
     whole = Findings(
         **{**found, "evaluation": evaluation, "confusion": ((0,) * classes,) * classes}, model="m@1", files={},
-        temperature=1, data_sha256="", labels=labels, macs=None, cost=(), versions={}, command="",
+        temperature=1, labels=labels, macs=None, cost=(), versions={}, command="",
     )  # fmt: skip
     text = card_text(manifest, whole)
     assert text.count("| label ") == 40 + 1  # the head

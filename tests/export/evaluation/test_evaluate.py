@@ -15,14 +15,28 @@ from torch.nn import functional as F
 
 from export.data import Digits
 from export.describe import describe
-from export.evaluation.evaluate import evaluate
-from export.evaluation.pictures import Split
+from export.evaluation.ask import log_scores
+from export.evaluation.evaluate import Evaluated, evaluate
+from export.evaluation.pictures import Split, choose_pictures
+from saccade.api import Label
 from saccade.bundle import Bundle, open_bundle, update_bundle
 from saccade.cli import main
+from saccade.errors import BundleError
 from tests.conftest import Server, tiny_recipe
 
 InTorch = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 FILES = {"evaluation.json", "evaluation.md", "reliability.png", "confusion.png", "per-class.png", "mistakes.png"}
+
+
+def evaluated(folder: Path, split: Split) -> Evaluated:
+    """Of the digits, by the bundle as it is now; nothing is written."""
+    bundle = open_bundle(folder)
+    return evaluate(bundle, choose_pictures(bundle.manifest, None, split))
+
+
+def splits_on(folder: Path) -> list[str]:
+    """Of the card, in its order."""
+    return [figure.split for figure in open_bundle(folder).manifest.card.evaluation]
 
 
 def run(bundle: Bundle, out: Path, *arguments: str | Path) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def test_the_mistakes_are_the_most_confident_ones(copy: Bundle, tmp_path: Path, 
 
 def test_two_runs_find_the_same(copy: Bundle, tmp_path: Path) -> None:
     """To the byte, but for the times."""
-    first, second = (run(copy, tmp_path / name) for name in ("first", "second"))
+    first, second = (run(copy, tmp_path / name, "--cost") for name in ("first", "second"))
     for found in (first, second):
         assert {one.pop("milliseconds") > 0 for one in found["cost"]} == {True}
     assert first == second
@@ -94,7 +108,7 @@ def test_two_runs_find_the_same(copy: Bundle, tmp_path: Path) -> None:
 
 def test_files_and_card_hold_what_was_found(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures on the card are those of evaluation.json; the card in words has them too; pictures can be opened."""
-    found = run(copy, tmp_path / "out")
+    found = run(copy, tmp_path / "out", "--cost")
     printed = capsys.readouterr()
     manifest = open_bundle(copy.folder).manifest
     (figure,) = manifest.card.evaluation
@@ -103,7 +117,7 @@ def test_files_and_card_hold_what_was_found(copy: Bundle, tmp_path: Path, capsys
     assert [one.model_dump(mode="json") for one in manifest.card.cost] == found["cost"]
     assert {(one.batch, one.threads == 1) for one in manifest.card.cost} >= {(1, True), (8, True)}
     assert found["files"] == {name: entry.sha256 for name, entry in manifest.files.items()}
-    assert found["data_sha256"] == Digits().test().fingerprint()
+    assert figure.data_sha256 == Digits().test().fingerprint()
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     for name in FILES:
         if name.endswith(".png"):
@@ -126,20 +140,99 @@ def test_files_and_card_hold_what_was_found(copy: Bundle, tmp_path: Path, capsys
 
 def test_the_card_keeps_one_figure_a_split(copy: Bundle) -> None:
     """A second reading of a split replaces the first; the other split's stays; the bundle stays whole."""
-    splits: tuple[Split, ...] = ("test", "held-out", "test")
-    for split in splits:
-        evaluate(open_bundle(copy.folder), None, split).write_card()
-    kept = [figure.split for figure in open_bundle(copy.folder).manifest.card.evaluation]
-    assert kept == ["scikit-learn digits, held-out", "scikit-learn digits, test"]
+    for split in ("test", "held-out", "test"):
+        evaluated(copy.folder, split).write_card()
+    assert splits_on(copy.folder) == ["scikit-learn digits, held-out", "scikit-learn digits, test"]
+
+
+def test_two_splits_evaluated_at_once_are_both_on_the_card(copy: Bundle) -> None:
+    """Each adds to the card as it is when it is written, so the second does not undo the first."""
+    both = [evaluated(copy.folder, split) for split in ("test", "held-out")]
+    for one in both:
+        one.write_card()
+    assert splits_on(copy.folder) == ["scikit-learn digits, test", "scikit-learn digits, held-out"]
+
+
+def test_figures_of_a_bundle_that_changed_meanwhile_are_not_written(copy: Bundle) -> None:
+    """They are of other scores than it gives by now; the card stays, and the sentence says what changed."""
+    before = evaluated(copy.folder, "test")
+    update_bundle(open_bundle(copy.folder), {"temperature": 0.5})
+    with pytest.raises(BundleError, match=r"differs from what was evaluated in temperature: run this again"):
+        before.write_card()
+    assert splits_on(copy.folder) == []
+
+
+def folder_of_digits(data: Path, places: range, part: str = "test") -> None:
+    """An image folder of test digits."""
+    digits = Digits().test()
+    for place in places:
+        folder = data / part / str(digits.labels[place])
+        folder.mkdir(parents=True, exist_ok=True)
+        digits.picture(place).save(folder / f"{place}.png")
 
 
 def test_results_have_a_place_of_their_own(copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below the current folder, by bundle and split; with --no-card the bundle is left as it is."""
+    """Below the current folder, by bundle, data and split; with --no-card the bundle is left as it is."""
     monkeypatch.chdir(tmp_path)
     before = (copy.folder / "manifest.json").read_bytes()
+    folder_of_digits(tmp_path / "data", range(60))
+    place = tmp_path / "evaluations" / "tiny-cct@1"
     assert main(["evaluate", "tiny-cct", "--no-card"]) == 0
-    assert {path.name for path in (tmp_path / "evaluations" / "tiny-cct@1" / "test").iterdir()} == FILES
+    first = {path.name: path.read_bytes() for path in (place / "scikit-learn-digits-test").iterdir()}
+    assert main(["evaluate", "tiny-cct", "--no-card", "--data", "data"]) == 0
+    assert {path.name for path in (place / "image-folder-data-test").iterdir()} == FILES == set(first)
+    assert {path.name: path.read_bytes() for path in (place / "scikit-learn-digits-test").iterdir()} == first
     assert (copy.folder / "manifest.json").read_bytes() == before
+
+
+def test_data_sets_of_one_name_have_a_figure_each(copy: Bundle, tmp_path: Path) -> None:
+    """They are told apart by their pictures, and the same ones are measured anew."""
+    for name, count in (("one", 40), ("other", 60), ("one", 40)):
+        if not (tmp_path / name).exists():
+            folder_of_digits(tmp_path / name / "data", range(count))
+        run(open_bundle(copy.folder), tmp_path / "out", "--data", tmp_path / name / "data")
+    kept = [(figure.split, figure.pictures) for figure in open_bundle(copy.folder).manifest.card.evaluation]
+    assert kept == [("image folder data, test", 60), ("image folder data, test", 40)]
+
+
+def test_cost_is_measured_only_when_asked_for(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It depends on what else the machine does: an evaluation without --cost leaves the card's figures as they are."""
+    assert len(run(copy, tmp_path / "out", "--cost")["cost"]) >= 2
+    before = open_bundle(copy.folder).manifest.card.cost
+    capsys.readouterr()
+    assert run(open_bundle(copy.folder), tmp_path / "out")["cost"] == []
+    assert open_bundle(copy.folder).manifest.card.cost == before
+    assert " ms" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(copy, tmp_path / "out", "--cost", "--url", "http://127.0.0.1:1")
+    assert "not allowed with argument --cost" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(
+    copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, before any picture is run."""
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    assert main(["evaluate", str(copy.folder), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"saccade: could not write to {out}: Not a directory\n"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "robustness"])
+def test_logits_that_are_no_numbers_are_refused(
+    not_finite: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """By each command that counts answers, in a line that names the model; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    before = (not_finite.folder / "manifest.json").read_bytes()
+    assert main([command, str(not_finite.folder)]) == 2
+    assert "tiny-cct@1 gives logits that are NaN or infinite: " in capsys.readouterr().err.splitlines()[-1]
+    assert (not_finite.folder / "manifest.json").read_bytes() == before
+    assert not list(tmp_path.glob("evaluations/**/*.json"))
 
 
 def test_a_bundle_that_cannot_be_written_keeps_its_card(
@@ -167,11 +260,20 @@ def test_a_service_gives_the_same_figures(models: Path, tmp_path: Path, server: 
     for quality in ("raw", "served"):
         assert there["evaluation"].pop(quality) == pytest.approx(here["evaluation"].pop(quality), abs=1e-6)
     del here["evaluation"]["through"]
-    for name in ("model", "files", "data_sha256", "evaluation", "confusion", "labels"):
+    for name in ("model", "files", "evaluation", "confusion", "labels"):
         assert there[name] == here[name]
     for ours, theirs in zip(here["mistakes"], there["mistakes"], strict=True):
         assert theirs["place"] == ours["place"]
         assert theirs["score"] == pytest.approx(ours["score"], abs=1e-5)
+
+
+def test_of_scores_that_round_to_the_same_the_order_of_the_answer_stays() -> None:
+    """It is that of the logits; each score is known to as many digits as it had."""
+    order, scores = [4, 2, 0, 5, 3, 1], [0.9, 0.05, 0.05, 0.0, 0.0, 0.0]
+    said = [Label(label=str(index), index=index, score=score) for index, score in zip(order, scores, strict=True)]
+    found = log_scores(said)
+    assert np.argsort(-found).tolist() == order
+    np.testing.assert_allclose(np.exp(found[order]), np.maximum(scores, 5e-10), rtol=1e-11)
 
 
 def test_files_go_to_the_service_as_they_are(models: Path, tmp_path: Path, server: Server) -> None:
@@ -195,7 +297,7 @@ def refused(capsys: pytest.CaptureFixture[str], bundle: Bundle, tmp_path: Path, 
     before = (bundle.folder / "manifest.json").read_bytes()
     assert main(["evaluate", str(bundle.folder), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert (bundle.folder / "manifest.json").read_bytes() == before
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("saccade: ")
@@ -205,13 +307,21 @@ def refused(capsys: pytest.CaptureFixture[str], bundle: Bundle, tmp_path: Path, 
 def test_another_model_behind_the_address_is_refused(
     copy: Bundle, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its figures would be taken for this bundle's: other weights, another temperature, no such version, no service."""
-    update_bundle(copy, {"temperature": 2.0})
-    said = refused(capsys, copy, tmp_path, "--url", server.url)
-    assert "has another temperature for tiny-cct@1 than the bundle" in said
+    """Its figures would be taken for this bundle's: whatever makes other scores, no such version, no service."""
+    same = copy.manifest
+    labels = [*same.labels[1:], same.labels[0]]
+    for field, value in (
+        ("temperature", 2.0),
+        ("labels", labels),
+        ("preprocessing", {**same.preprocessing.model_dump(), "mean": (0.4, 0.5, 0.5)}),
+    ):
+        other = update_bundle(open_bundle(copy.folder), {field: value})
+        said = refused(capsys, other, tmp_path, "--url", server.url)
+        assert f"tiny-cct@1 of the service at {server.url} differs from the bundle in {field}: start it anew" in said
+        update_bundle(other, {field: getattr(same, field)})
     golden = (copy.folder / "golden.npz").read_bytes()
     other = update_bundle(open_bundle(copy.folder), {}, {"golden.npz": golden + b"\0"})
-    assert "has other files for tiny-cct@1 than the bundle" in refused(capsys, other, tmp_path, "--url", server.url)
+    assert "differs from the bundle in files: start it anew" in refused(capsys, other, tmp_path, "--url", server.url)
     copy.folder.rename(copy.folder.parent / "2")
     manifest = json.loads((copy.folder.parent / "2" / "manifest.json").read_text())
     (copy.folder.parent / "2" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
@@ -224,7 +334,7 @@ def test_what_cannot_be_judged_is_refused(copy: Bundle, tmp_path: Path, capsys: 
     """In one line, and nothing is written: several labels a picture, other classes, a picture that is damaged."""
     several = update_bundle(copy, {"scores": "sigmoid"})
     assert "gives each label by itself (sigmoid)" in refused(capsys, several, tmp_path)
-    copy = update_bundle(copy, {})
+    copy = update_bundle(several, {"scores": "softmax"})
     (tmp_path / "data" / "test" / "11").mkdir(parents=True)
     assert "test/11 is none of the 10 classes 0, 1" in refused(capsys, copy, tmp_path, "--data", str(tmp_path / "data"))
     (tmp_path / "data" / "test" / "11").rename(tmp_path / "data" / "test" / "1")

@@ -109,7 +109,8 @@ def test_tables_and_plots_have_the_bundles_side_by_side(whole: Path) -> None:
         assert min(Image.open(io.BytesIO(path.read_bytes())).size) > 200
     text, found = (whole / "robustness.md").read_text(), results(whole)
     assert "| accuracy, % | tiny-cct@1 | tiny-resnet@1 | tiny-vit@1 |" in text
-    assert "20 of 360 pictures, spread evenly over the classes; seed 5" in text
+    assert "20 of 360 pictures, 2 of each class; seed 5" in text
+    assert "## PatchDrop most salient by its own map first" in text
     shares = [curve(found, place, "rotation")[-90] for place in range(3)]
     cells = [
         f"{100 * one['share']:.1f} ({100 * one['interval95'][0]:.1f} to {100 * one['interval95'][1]:.1f})"
@@ -211,6 +212,43 @@ def test_what_cannot_be_measured_is_one_sentence(
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+def folder_of(root: Path, counts: dict[str, int]) -> str:
+    """An image folder of so many test digits of each."""
+    digits = Digits().test()
+    for label, count in counts.items():
+        folder = root / "test" / label
+        folder.mkdir(parents=True)
+        for place in np.flatnonzero(digits.labels == int(label))[:count].tolist():
+            digits.picture(place).save(folder / f"{place}.png")
+    return str(root)
+
+
+def test_how_evenly_classes_are_measured_is_said(models: Path, tmp_path: Path) -> None:
+    """A class that has few pictures gives all of them, and they are fewer than another's."""
+    data = folder_of(tmp_path / "data", {"0": 2, "1": 20, "2": 20})
+    found = run(models, tmp_path / "out", "tiny-resnet", "--data", data, "--only", "translation", "--pictures", "22")
+    assert (found["pictures"], found["of_a_class"]) == (22, [2, 10])
+    assert "22 of 42 pictures, 2 to 10 of a class; seed 0" in (tmp_path / "out" / "robustness.md").read_text()
+
+
+def test_too_few_pictures_for_mosaics_are_told_first(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three of a class leave one to a half: said before any picture is run, with the way out, which works."""
+    data = folder_of(tmp_path / "data", {"3": 3, "7": 12})
+    out = tmp_path / "out"
+    command = ["robustness", "--models", str(models), "tiny-cct", "tiny-resnet", "--data", data, "--out", str(out)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "mosaics need two classes of at least four pictures each, two for each half, and image folder data" in error
+    assert "test has 1: leave mosaics out by --only" in error
+    assert not list(out.iterdir())
+    assert main([*command, "--only", "translation"]) == 0
+    four = folder_of(tmp_path / "enough", {"3": 4, "7": 4})
+    assert main([*command[:-4], "--data", four, "--out", str(out), "--only", "mosaics"]) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told_first(

@@ -1,5 +1,6 @@
 """What is read of mosaics: figures as scikit-learn and plain loops have them, maps as the eager net has them."""
 
+import io
 from itertools import permutations, product
 from pathlib import Path
 
@@ -120,6 +121,35 @@ def test_a_model_without_a_class_map_is_probed_alone(models: Path) -> None:
     assert seen.corners.class_map is None
     assert seen.corners.tile_labels is None
     assert seen.corners.probe.of == 8
+
+
+def test_mosaics_are_counted_as_they_are_seen(models: Path) -> None:
+    """Batch by batch, so that the time left is known while they run."""
+
+    class Noted(Progress):
+        steps: tuple[int, ...] = ()
+
+        def step(self, failed: int, count: int = 1) -> None:
+            self.steps += (count,)
+            super().step(failed, count)
+
+    bundle, progress = open_bundle(models / "tiny-vit" / "1"), Noted(io.StringIO())
+    judge(Looks(bundle), Digits().test(), bundle.manifest.preprocessing, 2, 80, 0, progress)
+    assert progress.done == 80
+    assert max(progress.steps) <= 16
+
+
+def test_an_interval_of_shares_stays_among_them() -> None:
+    """Where nearly all is found, the normal distribution would go on beyond 1; where nearly nothing is, below 0."""
+    logits = np.tile(np.arange(5, 0, -1.0, np.float32), (20, 1))
+    for common, rare in ((0, 4), (4, 0)):
+        tiles = np.full((20, 4), common)
+        tiles[0] = rare
+        found = occurrence(logits, tiles).found
+        assert found.mean == (0.95 if common == 0 else 0.05)
+        assert 0 <= found.interval95[0] < found.mean < found.interval95[1] <= 1
+        assert (found.interval95[0] == 0) == (common == 4)
+        assert (found.interval95[1] == 1) == (common == 0)
 
 
 def test_there_are_as_many_mosaics_as_pictures() -> None:

@@ -332,6 +332,16 @@ def test_training_does_not_begin_with_a_variant(copy: Path, tmp_path: Path, caps
     assert "tiny-cct-int8@1 is a variant in int8: begin with tiny-cct@1" in capsys.readouterr().err
 
 
+def test_a_variant_is_not_calibrated(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its temperature is its parent's, whoever is asked."""
+    before = open_bundle(copy / "tiny-cct-int8" / "1").manifest
+    assert main(["calibrate", "tiny-cct-int8", "--models", str(copy)]) == 2
+    assert (
+        "tiny-cct-int8@1 is a variant and has its parent's temperature: calibrate tiny-cct@1" in capsys.readouterr().err
+    )
+    assert open_bundle(copy / "tiny-cct-int8" / "1").manifest == before
+
+
 def test_a_variant_is_evaluated_as_any_bundle(copy: Path, tmp_path: Path) -> None:
     """Its card then has its own accuracy, beside what it loses against its parent."""
     before = open_bundle(copy / "tiny-cct-int8" / "1").manifest

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from export.quantize.parent import allowed
 from export.runtime import open_graph
 from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
@@ -37,22 +39,22 @@ def test_every_promise_is_held(variant: Bundle) -> None:
     assert parity.pictures == 16
     assert "made pictures, seed 11, against the variant's own graph by onnx's evaluator" in parity.source
     assert parity.source.endswith(f"and against its parent {variant.manifest.parent.id}")
-    allowed = {name: check.allowed for name, check in parity.checks.items()}
-    assert allowed["alone = in a batch, scores"] == 1e-5
-    assert allowed["logits"] >= 1e-4
+    limits = {name: check.allowed for name, check in parity.checks.items()}
+    assert limits["alone = in a batch, scores"] == 1e-5
+    assert limits["logits"] >= 1e-4
     maps = variant.manifest.maps
     if variant.manifest.attention:
-        assert allowed["attention rows sum to 1"] == allowed["alone = in a batch, attention"] == 1e-5
+        assert limits["attention rows sum to 1"] == limits["alone = in a batch, attention"] == 1e-5
         for name in ("attention", "attention, least layer"):
             admitted = variant.manifest.card.variant.maps[name]
-            seen = allowed[f"rank correlation with the parent's {name}, short of 1"]
+            seen = limits[f"rank correlation with the parent's {name}, short of 1"]
             assert seen == pytest.approx(max(0.05, 2 * (1 - admitted)))
-    assert allowed["same label as the parent, short of 1"] == 0.3
-    assert allowed["distance of logits from the parent's, relative"] == 0.8
+    assert limits["same label as the parent, short of 1"] == 0.3
+    assert limits["distance of logits from the parent's, relative"] == 0.8
     if maps.rollout:
-        assert allowed["rollout"] == 1e-5
+        assert limits["rollout"] == 1e-5
     if maps.class_map:
-        assert allowed["class map sums to the logit"] == 1e-4
+        assert limits["class map sums to the logit"] == 1e-4
     assert all(0 <= check.largest <= check.allowed for check in parity.checks.values())
 
 
@@ -100,6 +102,24 @@ def test_no_scale_is_made_while_running(variants: Path) -> None:
         assert quantisers
         assert all(set(node.input[1:]) <= constants for node in quantisers)
         assert not any("Dynamic" in node.op_type for node in proto.graph.node)
+
+
+@pytest.mark.parametrize("name", ["tiny-cct-int8", "tiny-vit-int8", "tiny-resnet-int8"])
+def test_the_inputs_steps_reach_from_black_to_white(variants: Path, name: str) -> None:
+    """By the manifest's mean and std, whatever pictures calibrated: nothing that a caller sends is cut off."""
+    bundle = open_bundle(variants / name / "1")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(bundle.graph).graph.initializer}
+    scale, zero = float(constants["pixel_values.scale"]), int(constants["pixel_values.zero_point"])
+    spec = bundle.manifest.preprocessing
+    black, white = (np.divide(value - np.array(spec.mean), spec.std) for value in (0.0, 1.0))
+    assert -zero * scale == pytest.approx(min(0.0, black.min()), abs=0.51 * scale)
+    assert (255 - zero) * scale == pytest.approx(max(0.0, white.max()), abs=0.51 * scale)
+
+
+@pytest.mark.parametrize(("admitted", "most"), [(1.0, 0.05), (0.98, 0.05), (0.955, 0.09), (0.9, 0.2), (-1.0, 4.0)])
+def test_twice_what_the_card_admits_is_allowed(admitted: float, most: float) -> None:
+    """Or what the command allows, where that is more: a variant that just passed is not refused by other pictures."""
+    assert allowed(admitted) == pytest.approx(most)
 
 
 def test_a_variant_is_verified_beside_its_parent(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,10 @@ def _check_load(bundle: Bundle, tolerance: dict[str, dict[str, float]], golden: 
     """As the service does at load."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / GOLDEN
-        file.write_bytes(golden)
+        try:
+            file.write_bytes(golden)
+        except OSError as error:
+            raise BundleError(f"could not write to {place}, nor then to {bundle.folder}: {error}") from error
         manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
         check_golden(manifest, file, PROVIDER, open_graph(bundle.graph, only=manifest.outputs))
 

@@ -46,7 +46,7 @@ def random_pair(models: Path) -> tuple[Bundle, Bundle]:
         for index in range(0, count, 64):
             for at, pixels in enumerate(made_pictures(min(64, count), 224, 224, SEED + index)):
                 Image.fromarray(pixels).save(folder / f"{index + at:04d}.png", compress_level=1)
-    return parent, quantize(parent, "int8", pictures, pictures=PICTURES, bounds=NO_BOUNDS)
+    return parent, quantize(parent, "int8", pictures, pictures=PICTURES, bounds=NO_BOUNDS, anyway=True)
 
 
 def pair(name: str, models: Path, data: Path | None) -> tuple[Bundle, Bundle]:

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from export.reference import Reference
 from export.verify import prove
-from export.weights import tolerance_for
 from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
 from saccade.errors import BundleError, first_problem
 from saccade.manifest import SCHEMA_VERSION, Manifest
@@ -34,9 +33,9 @@ def assemble(
     def build(folder: Path) -> Mapping[str, Any]:
         write(folder)
         bundle = Bundle(folder, draft)
-        parity, golden = prove(bundle, reference(bundle), data)
-        (folder / GOLDEN).write_bytes(golden)
-        return {**fields, "parity": parity, "tolerance": tolerance_for(parity.checks)}
+        proof = prove(bundle, reference(bundle), data)
+        (folder / GOLDEN).write_bytes(proof.golden)
+        return {**fields, "parity": proof.parity, "tolerance": proof.tolerance}
 
     return write_bundle(models, name, version, build)
 

@@ -1,10 +1,11 @@
 """Parity: the bundle's graph through ONNX Runtime against the source model, and each map against its formula."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,15 @@ from export.examples import Example, load
 from export.graph.evaluate import run_whole
 from export.head import Head, head_of
 from export.names import LOGITS
-from export.quantize.reference import parent_checks
+from export.quantize.parent import parent_checks
+from export.quantize.tolerance import tolerance_of
 from export.recipe import recipe_of
 from export.reference import Limits, Outputs, Reference, reference_of
 from export.runtime import PROVIDER, Answer, open_graph
 from export.weights import tolerance_for, versions
 from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
-from saccade.golden import golden_file, made_pictures
+from saccade.golden import check_golden, golden_file, made_pictures
 from saccade.manifest import Manifest, Measured, Parity, Precision
 from saccade.pooling import pooled_row
 from saccade.preprocess import normalize
@@ -39,7 +41,7 @@ WIDEST: dict[Precision, Limits] = {
 }
 """Of limits that are wider than usual; of logits beyond 1 a share of the largest. In float32 1e-4 of it are 800
 roundings, more than any depth of layers adds up to, and 1e-3 of attention is not to be seen in a map. In a variant a
-rounding that falls to the other side is worth a whole code.
+rounding that falls to the other side is worth a whole code; --anyway does not pass these.
 """
 
 Check = Callable[[str, NDArray[np.floating[Any]], float], None]
@@ -51,19 +53,32 @@ def verify(bundle: Bundle, data: Path | None, *, file: Path | None = None, funct
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
     for a net of our own). `file` and `function` are as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    parity, golden = prove(bundle, reference_of(bundle, file=file, function=function), data)
-    measured = {"parity": parity.model_dump(), "tolerance": tolerance_for(parity.checks)}
-    return update_bundle(bundle, measured, {GOLDEN: golden})
+    proof = prove(bundle, reference_of(bundle, file=file, function=function), data)
+    measured = {"parity": proof.parity.model_dump(), "tolerance": proof.tolerance}
+    return update_bundle(bundle, measured, {GOLDEN: proof.golden})
 
 
-def prove(bundle: Bundle, reference: Reference, data: Path | None) -> tuple[Parity, bytes]:
-    """(what was measured, content of golden.npz); nothing is written. Raises BundleError if a promise is broken."""
+class Proof(NamedTuple):
+    """What is written into a bundle that holds its promises."""
+
+    parity: Parity
+    tolerance: dict[str, dict[str, float]]
+    golden: bytes
+    """The content of golden.npz."""
+
+
+def prove(bundle: Bundle, reference: Reference, data: Path | None) -> Proof:
+    """Writes nothing. Raises BundleError if a promise is broken, or if the service would not load what is proved."""
     parity = measure(bundle, reference, data)
     broken = [f"{name} {check.largest:.3g} (allowed {check.allowed:.3g})" for name, check in parity.checks.items()
               if not check.largest <= check.allowed]  # fmt: skip
     if broken:
         raise BundleError(f"{bundle.manifest.id} does not hold: {', '.join(broken)}")
-    return parity, golden_file(bundle.manifest, lambda pixels: _with_maps(bundle, reference.arrays(pixels), pixels))
+    variant = bundle.manifest.parent is not None
+    tolerance = tolerance_of(bundle) if variant else tolerance_for(parity.checks)
+    golden = golden_file(bundle.manifest, lambda pixels: _with_maps(bundle, reference.arrays(pixels), pixels))
+    _check_load(bundle, tolerance, golden)
+    return Proof(parity, tolerance, golden)
 
 
 def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
@@ -110,6 +125,18 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
     return Parity(
         pictures=len(pixels), source=source, batches=BATCHES, provider=PROVIDER, checks=checks, versions=versions()
     )
+
+
+def _check_load(bundle: Bundle, tolerance: dict[str, dict[str, float]], golden: bytes) -> None:
+    """As the service does at load."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / GOLDEN
+        try:
+            file.write_bytes(golden)
+        except OSError as error:
+            raise BundleError(f"could not write to {place}, nor then to {bundle.folder}: {error}") from error
+        manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
+        check_golden(manifest, file, PROVIDER, open_graph(bundle.graph, only=manifest.outputs))
 
 
 def _check_limits(manifest: Manifest, limits: Limits, highest: float) -> None:

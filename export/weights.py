@@ -31,7 +31,10 @@ TOLERANCE = {
 
 
 def tolerance_for(checks: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
-    """TOLERANCE, as many times wider as the checks had to allow where float32 is rougher than usual."""
+    """TOLERANCE, as many times wider as the checks had to allow where float32 is rougher than usual.
+
+    That of a variant is measured (see `export.quantize.tolerance`).
+    """
     usual = TOLERANCE["CPUExecutionProvider"]
     wider = {kind: max(1.0, checks[kind].allowed / usual[kind]) for kind in ("logits", "attention") if kind in checks}
     of_attention = wider.get("attention", 1.0)

@@ -23,6 +23,8 @@ from saccade.preprocess import normalize
 
 MAX_BYTES = 1_000_000
 SEED = 7
+PICTURES = 4
+"""At most."""
 WINDOWS = 8
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -58,7 +60,7 @@ class _Extent(NamedTuple):
     """Of the class map's tokens."""
 
 
-_EXTENTS = (_Extent(4, 8, 4096), _Extent(2, 8, 4096), _Extent(1, 8, 4096), _Extent(1, 4, 64), _Extent(1, 1, 16))
+_EXTENTS = (_Extent(PICTURES, 8, 4096), _Extent(2, 8, 4096), _Extent(1, 8, 4096), _Extent(1, 4, 64), _Extent(1, 1, 16))
 """The first that fits: four pictures of a small net, one row of each head of a ViT-L."""
 
 
@@ -106,9 +108,9 @@ def check_golden(
         known = ", ".join(manifest.tolerance)
         raise BundleError(f"{manifest.id} states no tolerance for {provider}; it states them for {known}")
     for name, difference in golden_differences(manifest, path, answer).items():
-        allowed = tolerance.get(_kind(name))
+        allowed = tolerance.get(kind_of(name))
         if allowed is None:
-            raise BundleError(f"{manifest.id} states no tolerance for {_kind(name)} on {provider}")
+            raise BundleError(f"{manifest.id} states no tolerance for {kind_of(name)} on {provider}")
         if not difference <= allowed:
             raise BundleError(
                 f"{manifest.id} on {provider}: output {name} is {difference:.3g} away from its golden values; "
@@ -116,7 +118,8 @@ def check_golden(
             )
 
 
-def _kind(output: str) -> str:
+def kind_of(output: str) -> str:
+    """What the manifest's tolerance calls it: `attention` for `attention_00`."""
     return re.sub(r"_\d+$", "", output)
 
 
@@ -129,9 +132,9 @@ def _kept(
 ) -> dict[str, NDArray[np.generic]]:
     """What of an output is kept, and under `<name>_<axis>` which of it, where it is not all."""
     counts: dict[str, int] = {}
-    if _kind(name) == "attention":
+    if kind_of(name) == "attention":
         counts = {"rows": extent.rows} if output.ndim == 4 else {"windows": WINDOWS, "rows": extent.rows}
-    elif _kind(name) == "class_tokens" and output.shape[1] > extent.patches:
+    elif kind_of(name) == "class_tokens" and output.shape[1] > extent.patches:
         counts = {"rows": extent.patches}
     chosen: dict[str, NDArray[np.generic]] = {}
     for axis, count in counts.items():

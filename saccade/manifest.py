@@ -325,15 +325,19 @@ class Variant(Frozen):
     top1: float
     same_label: float
     """Share of the pictures that both give the same label."""
+    logits: float
+    """Mean square of their difference from the parent's over the mean square of those, its root."""
     maps: dict[str, float]
     """Map -> its Spearman rank correlation with the parent's, mean over pictures; of the class map, of the parent's
-    first label; `attention` for the weights of all layers."""
+    first label; `attention` for the weights of all layers, `attention, least layer` for the layer that agrees least."""
     calibrated_on: str
     in_float: tuple[str, ...]
     """Weights of the layers that a measurement left in float32; the head always is."""
     bytes: int
     """Of graph and weights; `parent_bytes` of the parent's."""
     parent_bytes: int
+    anyway: bool = False
+    """Written whatever it loses: it is not held to its parent's labels, logits and maps."""
 
 
 class Card(Frozen):

@@ -40,7 +40,11 @@ def add_commands(command: Command) -> None:
     precision.add_argument("--float16", action="store_const", const="float16", dest="precision", help="for CUDA")
     one.add_argument("--name", help="of the variant, written beside its parent (default: PARENT-int8, PARENT-float16)")
     one.add_argument(
-        "--pictures", type=count, default=256, metavar="N", help="held-out pictures to calibrate on (default: 256)"
+        "--pictures",
+        type=count,
+        default=256,
+        metavar="N",
+        help="held-out pictures to calibrate on, and beyond 1000 to choose by as well (default: 256)",
     )
     one.add_argument("--anyway", action="store_true", help="write it whatever it loses")
 

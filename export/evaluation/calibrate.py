@@ -10,7 +10,7 @@ from export.evaluation.predict import predict
 from export.finite import check_logits
 from export.runtime import open_graph
 from saccade.bundle import Bundle, update_bundle
-from saccade.errors import DataError
+from saccade.errors import BundleError, DataError
 from saccade.manifest import Calibration, Manifest
 from saccade.progress import Progress
 
@@ -25,10 +25,15 @@ def calibrate(bundle: Bundle, data: Path | None, *, anyway: bool = False) -> Bun
     """Fits on the split `held-out` and writes temperature and `card.calibration`.
 
     Evaluations on the card are dropped where the temperature has changed: they are of scores that nobody gets any more.
-    Raises BundleError; DataError where no temperature is best, and, unless `anyway`, where pictures or the wrong ones
-    are too few to tell, or fewer than those of the calibration that is there.
+    Raises BundleError, for a variant too; DataError where no temperature is best, and, unless `anyway`, where pictures
+    or the wrong ones are too few to tell, or fewer than those of the calibration that is there.
     """
     manifest, progress = bundle.manifest, Progress()
+    if manifest.parent is not None:
+        raise BundleError(
+            f"{manifest.id} is a variant and has its parent's temperature: calibrate {manifest.parent.id} and quantise "
+            "it anew"
+        )
     chosen = choose_pictures(manifest, data, "held-out")
     labels = chosen.examples.labels
     if not anyway:

@@ -38,8 +38,8 @@ class Agreement(NamedTuple):
     top1: float
     same_label: float
     maps: dict[str, float]
-    """Mean Spearman rank correlation of `rollout`, `pooling`, `class` (of the parent's first label) and `attention`
-    (rows of all heads and layers), those that there are."""
+    """Mean Spearman rank correlation of `rollout`, `pooling`, `class` (of the parent's first label), `attention`
+    (rows of all heads and layers) and `attention, least layer`, those that there are."""
     logits: float
     """Mean square of the difference over the mean square of the parent's, its root."""
 
@@ -50,8 +50,14 @@ class Agreement(NamedTuple):
 
     @property
     def worst_map(self) -> float:
-        """1 where there is no map."""
-        return min(self.maps.values(), default=1.0)
+        """1 where there is no map; NaN where any is."""
+        return float(np.min([*self.maps.values(), 1.0]))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What has a number that is none: maps, or the logits."""
+        figures = {"logits": self.logits, **self.maps}
+        return tuple(name for name, value in figures.items() if not np.isfinite(value))
 
 
 def answers(answer: Answer, manifest: Manifest, head: Head | None, batches: Iterable[Batch]) -> Iterator[Seen]:
@@ -92,7 +98,8 @@ def compare(
 def rank_correlation(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.float64]:
     """(n, k, m) twice -> (n,): Spearman's, of equals the mean rank, mean over the k maps.
 
-    A map of equal numbers has no order: two of them agree, and one of them with any other does not.
+    A map of equal numbers has no order: two of them agree, and one of them with any other does not. NaN where a number
+    is NaN.
     """
     first, second = (_centred_ranks(values) for values in (ours, theirs))
     squares = (first**2).sum(-1), (second**2).sum(-1)
@@ -120,9 +127,10 @@ def seen_in(manifest: Manifest, head: Head | None, outputs: Outputs, labels: NDA
 
 
 def _layers_as_one(maps: dict[str, float], manifest: Manifest) -> dict[str, float]:
-    """The layers' mean, called `attention`."""
+    """The layers' mean, called `attention`, and the least of them: many good ones must not hide one that is not."""
     layers = [maps.pop(layer.output) for layer in manifest.attention]
-    return {**maps, "attention": float(np.mean(layers))} if layers else maps
+    together = {"attention": float(np.mean(layers)), "attention, least layer": float(np.min(layers))} if layers else {}
+    return maps | together
 
 
 def _centred_ranks(values: NDArray[Any]) -> NDArray[np.float64]:

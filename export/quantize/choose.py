@@ -4,15 +4,19 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from export.head import Head
-from export.quantize.agreement import Agreement, Batch, answers, compare
+from export.quantize.agreement import BATCH, Agreement, Batch, answers, compare
 from export.quantize.float_graph import weighted_nodes
 from export.quantize.int8 import to_int8
 from export.quantize.ranges import Step
 from export.runtime import Answer, open_graph
 from saccade.bundle import Bundle
+
+RANKING = 256 // BATCH
+"""Batches that put the nodes in order: errors, unlike labels, are told by few pictures, and there are many nodes."""
 
 
 class Bounds(NamedTuple):
@@ -24,7 +28,7 @@ class Bounds(NamedTuple):
     """The least rank correlation with the parent's, of each map."""
 
     def hold(self, found: Agreement) -> bool:
-        return found.lost <= self.top1 and found.worst_map >= self.maps
+        return not found.lacking and found.lost <= self.top1 and found.worst_map >= self.maps
 
     def halved(self, pictures: int) -> "Bounds":
         """For choosing by so many: others judge, and may be less kind. One label more or less says nothing."""
@@ -47,15 +51,15 @@ def in_float(
     names = list(dict.fromkeys(one.name for one in weighted_nodes(graph())))
     parent = list(answers(open_graph(bundle.graph, only=manifest.outputs), manifest, head, batches))
 
-    def without(kept: Collection[str]) -> Agreement:
-        return compare(int8_answer(graph(), steps, kept), manifest, head, batches, parent)
+    def without(kept: Collection[str], count: int | None = None) -> Agreement:
+        return compare(int8_answer(graph(), steps, kept), manifest, head, batches[:count], parent[:count])
 
     strict = bounds.halved(sum(len(labels) for _, labels in batches))
     if strict.hold(without(())):
         return ()
     errors = {}
     for done, name in enumerate(names, 1):
-        errors[name] = _error(without([other for other in names if other != name]))
+        errors[name] = _error(without([other for other in names if other != name], RANKING))
         print(f"\r{done}/{len(names)} nodes measured  ", end="", file=sys.stderr)
     print(file=sys.stderr)
     ranked = sorted(names, key=errors.__getitem__, reverse=True)
@@ -72,4 +76,4 @@ def int8_answer(model: ir.Model, steps: Mapping[str, Step], kept: Collection[str
 
 
 def _error(found: Agreement) -> float:
-    return found.logits + 1 - found.worst_map
+    return np.inf if found.lacking else found.logits + 1 - found.worst_map

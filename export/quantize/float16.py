@@ -1,8 +1,9 @@
 """Half precision, for CUDA: weights and arithmetic in float16; input and outputs in float32.
 
 Softmax runs in float32, so that rows of attention sum to 1, and so does what comes after the last large product: final
-norm, pooling, head, rollout. There the maps are made, by sums that promise more digits than float16 has. Layer norms
-need no care: by the standard their mean and variance are float32 (`stash_type`).
+norm, pooling, head, rollout. There the maps are made, by sums that promise more digits than float16 has. So does an
+operator with a constant beyond 65,504, the largest number of float16: a mask, or a weight. Layer norms need no care: by
+the standard their mean and variance are float32 (`stash_type`).
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx_ir.passes import common
 from export.quantize.float_graph import array, initializer, tidy, weighted_nodes
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+LARGEST = float(np.finfo(np.float16).max)
 _STAY = ("Softmax", "Cast", "ConstantOfShape", "EyeLike", "Range", "Resize", "DequantizeLinear")
 """Operators in float32 always: for their precision, or because the standard has an input or output of theirs so."""
 
@@ -51,8 +53,15 @@ def _narrow(model: ir.Model) -> set[ir.Node]:
     return {
         node
         for node in leading - constant
-        if node.op_type not in _STAY and any(value.dtype == FLOAT for value in node.outputs)
+        if node.op_type not in _STAY and any(value.dtype == FLOAT for value in node.outputs) and not _takes_large(node)
     }
+
+
+def _takes_large(node: ir.Node) -> bool:
+    constants = [array(value) for value in node.inputs if value is not None and value.is_initializer()]
+    return any(
+        values.dtype == np.float32 and (np.abs(values[np.isfinite(values)]) > LARGEST).any() for values in constants
+    )
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
@@ -61,9 +70,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _halve(model: ir.Model, value: ir.Value) -> ir.Value:
-    """Numbers beyond float16 become its largest: they stand for infinity, in masks."""
-    limit = float(np.finfo(np.float16).max)
-    halved = initializer(model, np.clip(array(value), -limit, limit).astype(np.float16), value.name or "")
+    halved = initializer(model, array(value).astype(np.float16), value.name or "")
     value.replace_all_uses_with(halved)
     return halved
 

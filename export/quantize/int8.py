@@ -18,6 +18,8 @@ from export.quantize.float_graph import Weighted, array, initializer, tidy, weig
 from export.quantize.ranges import Step
 
 WEIGHT_LIMIT = 63
+BIAS_LIMIT = 2**30
+"""Half of what int32 holds: the other half is for the sums that the bias is added to."""
 
 
 def calibrated_values(nodes: Sequence[Weighted]) -> list[str]:
@@ -31,18 +33,21 @@ def calibrated_values(nodes: Sequence[Weighted]) -> list[str]:
 def to_int8(model: ir.Model, steps: Mapping[str, Step], in_float: Collection[str] = ()) -> None:
     """Quantises every weighted node of a float graph (see `float_graph`) but for those named; changes the model."""
     nodes = [one for one in weighted_nodes(model) if one.name not in in_float]
-    names, values = [one.data.name or "" for one in nodes], _values(model)
+    given, values = [steps[one.data.name or ""] for one in nodes], _values(model)
+    least: dict[ir.Value, NDArray[np.float64]] = {}
+    for one, step in zip(nodes, given, strict=True):
+        least[one.weight] = np.maximum(least.get(one.weight, 0.0), _least_scale(one, step))
     for name in calibrated_values(nodes):
         _round_trip(model, values[name], steps[name])
     shared: dict[ir.Value, ir.Value] = {}
-    for one, name in zip(nodes, names, strict=True):
+    for one, step in zip(nodes, given, strict=True):
         weight = one.weight
         if weight not in shared:
-            shared[weight] = _weight(model, one)
+            shared[weight] = _weight(model, one, least[weight])
         scale = array(_scale_of(shared[weight]))
         one.node.replace_input_with(1, shared[weight])
-        if one.bias is not None and one.bias.is_initializer():
-            one.node.replace_input_with(2, _bias(model, one, scale * steps[name].scale))
+        if _has_bias(one):
+            one.node.replace_input_with(2, _bias(model, one, scale * step.scale))
     tidy(model)
 
 
@@ -68,12 +73,23 @@ def _round_trip(model: ir.Model, value: ir.Value, step: Step) -> None:
         use.node.replace_input_with(use.idx, rounded.outputs[0])
 
 
-def _weight(model: ir.Model, one: Weighted) -> ir.Value:
+def _has_bias(one: Weighted) -> bool:
+    return one.bias is not None and one.bias.is_initializer()
+
+
+def _least_scale(one: Weighted, step: Step) -> NDArray[np.float64]:
+    """Of each channel's weights: a smaller one, as of a channel of zeros, would give its bias too many steps."""
+    count = array(one.weight).shape[one.channels]
+    bias = np.abs(array(one.bias).astype(np.float64)) if one.bias is not None and _has_bias(one) else np.zeros(count)
+    size, tiny = float(step.scale), float(np.finfo(np.float32).tiny)
+    return np.maximum(bias / BIAS_LIMIT / size, tiny / min(size, 1.0))
+
+
+def _weight(model: ir.Model, one: Weighted, least: NDArray[np.float64]) -> ir.Value:
     values, axes = array(one.weight).astype(np.float64), [1] * len(array(one.weight).shape)
     others = tuple(axis for axis in range(len(axes)) if axis != one.channels)
     axes[one.channels] = -1
-    largest = np.maximum(np.abs(values).max(others), np.finfo(np.float32).tiny * WEIGHT_LIMIT)
-    scale = (largest / WEIGHT_LIMIT).astype(np.float32)
+    scale = np.maximum(np.abs(values).max(others) / WEIGHT_LIMIT, least).astype(np.float32)
     codes = np.clip(np.rint(values / scale.reshape(axes)), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
     return _dequantized(model, one, one.name, codes, scale, one.channels)
 

@@ -13,17 +13,19 @@ from safetensors import safe_open
 
 from export.assemble import assemble, gives_manifest
 from export.head import head_of
+from export.names import INPUT
 from export.quantize.agreement import Agreement, Batch, answers, compare
 from export.quantize.choose import Bounds, in_float
 from export.quantize.float16 import to_float16
 from export.quantize.float_graph import SMALL, array, float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
+from export.quantize.parent import identity_of
 from export.quantize.parts import Parts, batches, held_out_parts
-from export.quantize.ranges import measured_steps
-from export.quantize.reference import VariantOf, identity_of
+from export.quantize.ranges import measured_steps, picture_step
+from export.quantize.reference import VariantOf
 from export.runtime import open_graph
 from export.weights import TOLERANCE, write_files
-from saccade.bundle import GRAPH, WEIGHTS, Bundle
+from saccade.bundle import GRAPH, WEIGHTS, Bundle, find_bundles, open_bundle
 from saccade.errors import BundleError
 from saccade.manifest import Manifest, Precision, Variant
 
@@ -42,14 +44,17 @@ def quantize(
 ) -> Bundle:
     """Writes the next version of `name` beside the bundle, its parent, and gives it.
 
-    int8 is calibrated on `pictures` held-out pictures, and as many others decide which nodes stay in float; the rest
-    judge. Raises DataError; BundleError where the bundle is a variant already, where a promise does not hold, and,
-    unless `anyway`, where more is lost than `bounds` allow. Then nothing is written.
+    int8 is calibrated on `pictures` held-out pictures, others decide which nodes stay in float (see `held_out_parts`);
+    the rest judge. Raises DataError; BundleError where the bundle is a variant already, where `name` is another
+    model's, where a promise does not hold, and, unless `anyway`, where more is lost than `bounds` allow. Then nothing
+    is written.
     """
     manifest = bundle.manifest
     if manifest.parent is not None:
         raise BundleError(f"{manifest.id} is a variant already ({manifest.precision}): quantise {manifest.parent.id}")
-    parts = held_out_parts(manifest, data, pictures if precision == "int8" else 0)
+    models, name = bundle.folder.parent.parent, name or f"{manifest.name}-{precision}"
+    _check_name(models, name, manifest, precision)
+    parts = held_out_parts(manifest, data, pictures if precision == "int8" else None)
     model = float_graph(bundle)
     if not weighted_nodes(model):
         raise BundleError(
@@ -61,39 +66,55 @@ def quantize(
         to_float16(model)
     else:
         kept = _quantise(bundle, model, parts, bounds)
-        calibrated_on = f"{len(parts.calibrate)} of {parts.name}, and as many others to choose by"
+        calibrated_on = f"{len(parts.calibrate)} of {parts.name}, and {len(parts.choose)} others to choose by"
     with tempfile.TemporaryDirectory() as place, gives_manifest(manifest.id):
         folder = Path(place)
         _write(bundle, model, folder)
         found = _judge(bundle, folder / GRAPH, batches(parts.judge, manifest.preprocessing))
+        if found.lacking:
+            raise BundleError(f"{manifest.id} in {precision} gives numbers that are none in {', '.join(found.lacking)}")
         if not (anyway or bounds.hold(found)):
-            raise BundleError(_refusal(manifest, precision, found, bounds))
+            raise BundleError(_refusal(manifest, precision, found, bounds, parts))
         variant = Variant(
             split=f"{parts.name}, neither calibrated on nor chosen by",
             pictures=found.pictures,
             parent_top1=found.parent_top1,
             top1=found.top1,
             same_label=found.same_label,
+            logits=found.logits,
             maps=found.maps,
             calibrated_on=calibrated_on,
             in_float=kept,
             bytes=sum((folder / file).stat().st_size for file in (GRAPH, WEIGHTS)),
             parent_bytes=sum(manifest.files[file].bytes for file in (GRAPH, WEIGHTS)),
+            anyway=anyway,
         )
         return assemble(
-            bundle.folder.parent.parent,
-            name or f"{manifest.name}-{precision}",
+            models,
+            name,
             _fields(bundle, precision, variant),
             lambda target: _copy(folder, target),
             VariantOf,
         )
 
 
+def _check_name(models: Path, name: str, parent: Manifest, precision: Precision) -> None:
+    """Raises BundleError where the newest version of that name, which callers get who name none, is another model."""
+    versions = [folder for folder in find_bundles(models) if folder.parent.name == name]
+    if not versions:
+        return
+    newest = open_bundle(versions[-1]).manifest
+    if newest.parent is None or (newest.parent.name, newest.precision) != (parent.name, precision):
+        raise BundleError(f"{newest.id} is no {precision} variant of {parent.name}: give another --name")
+
+
 def _quantise(bundle: Bundle, model: ir.Model, parts: Parts, bounds: Bounds) -> tuple[str, ...]:
     """Changes the float graph; gives the names of the layers that stay as they are."""
     spec = bundle.manifest.preprocessing
     names = calibrated_values(weighted_nodes(model))
-    steps = measured_steps(model, names, [pixels for pixels, _ in batches(parts.calibrate, spec)])
+    seen = [name for name in names if name != INPUT]
+    steps = measured_steps(model, seen, (pixels for pixels, _ in batches(parts.calibrate, spec)))
+    steps[INPUT] = picture_step(spec)
     choosing = list(batches(parts.choose, spec))
     kept = in_float(bundle, head_of(bundle), lambda: float_graph(bundle), steps, choosing, bounds)
     to_int8(model, steps, kept)
@@ -107,7 +128,7 @@ def _judge(bundle: Bundle, graph: Path, judging: Iterable[Batch]) -> Agreement:
     return compare(open_graph(graph, only=manifest.outputs), manifest, head, second, theirs)
 
 
-def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds) -> str:
+def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds, parts: Parts) -> str:
     said = []
     if found.lost > bounds.top1:
         said.append(
@@ -117,7 +138,9 @@ def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds:
     low = [f"{name} {value:.4f}" for name, value in found.maps.items() if value < bounds.maps]
     if low:
         said.append(f"agrees with its maps by a rank correlation of {', '.join(low)}; {bounds.maps:g} is the least")
-    return f"{manifest.id} in {precision} {' and '.join(said)} (--anyway writes it)"
+    others = precision == "int8" and 2 * len(parts.choose) < len(parts.judge)
+    more = f"--pictures above {len(parts.choose)} chooses by as many; " if others else ""
+    return f"{manifest.id} in {precision} {' and '.join(said)} ({more}--anyway writes it)"
 
 
 def _fields(bundle: Bundle, precision: Precision, variant: Variant) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from export.reference import Outputs, RecipeNet
 from export.runtime import open_graph
-from export.verify import verify
+from export.verify import prove, verify
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
 from saccade.errors import BundleError
@@ -112,6 +114,21 @@ def test_a_graph_that_reads_other_weights_than_the_net_is_refused(copy: Callable
     with pytest.raises(BundleError, match=r"tiny-cct@1 does not hold: .*logits [0-9.e-]+ \(allowed 0\.0001\)"):
         verify(tampered, None)
     assert contents(bundle.folder)["golden.npz"] == before["golden.npz"]
+
+
+def test_what_would_not_load_is_not_written(copy: Callable[[str], Bundle]) -> None:
+    """Golden values that the graph does not give are found before the service does: here of class tokens upside down,
+    whose sum is the logit all the same.
+    """
+
+    class UpsideDown(RecipeNet):
+        def arrays(self, pixels: NDArray[np.float32]) -> Outputs:
+            outputs = super().arrays(pixels)
+            return {**outputs, "class_tokens": outputs["class_tokens"][:, ::-1]}
+
+    bundle = copy("tiny-resnet")
+    with pytest.raises(BundleError, match=r"tiny-resnet@1 on \S+: output class_tokens is \S+ away from its golden"):
+        prove(bundle, UpsideDown(bundle), None)
 
 
 def test_weights_of_another_net_are_named(copy: Callable[[str], Bundle]) -> None:

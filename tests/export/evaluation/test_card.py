@@ -36,8 +36,8 @@ def test_every_part_of_a_card_is_in_words(models: Path) -> None:
         "evaluation": (found.evaluation,),
         "macs": 1_234_567,
         "variant": Variant(
-            split="kept", pictures=55, parent_top1=0.75, top1=0.5, same_label=0.875, maps={"rollout": 0.9375},
-            calibrated_on="others", in_float=("head",), bytes=1_000, parent_bytes=4_000,
+            split="kept", pictures=55, parent_top1=0.75, top1=0.5, same_label=0.875, logits=0.25,
+            maps={"rollout": 0.9375}, calibrated_on="others", in_float=("head",), bytes=1_000, parent_bytes=4_000,
         ),
     }  # fmt: skip
     parent = Parent(name="big", version=3, weights_sha256="0" * 64)

@@ -9,12 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import spearmanr
 
-from export.quantize.agreement import rank_correlation
+from export.head import head_of
+from export.quantize.agreement import Agreement, answers, compare, rank_correlation
+from export.quantize.choose import Bounds
+from export.quantize.float16 import to_float16
 from export.quantize.float_graph import float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
-from export.quantize.ranges import measured_steps, step_between
+from export.quantize.parts import sizes
+from export.quantize.ranges import measured_steps, picture_step, step_between
 from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
+from saccade.manifest import Preprocessing
 from tests.export.conftest import noise
 
 
@@ -125,6 +130,139 @@ def test_gemms_and_shared_weights_are_quantised_too(tmp_path: Path) -> None:
         np.abs(seen - typed).max() < 0.02 * largest
     )  # ranges were measured on the float net, here on what is left of it
     assert np.abs(seen - expected).max() < 0.1 * largest
+
+
+def normed_convolution(folder: Path, gain: np.ndarray, shift: np.ndarray) -> Bundle:
+    """A convolution of 16 channels and its batch norm, of mean 0.1 and variance 2."""
+    generator = np.random.default_rng(5)
+    channels = len(gain)
+    weights = {
+        "weight": generator.normal(size=(channels, 3, 3, 3)) / 5, "gain": gain, "shift": shift,
+        "mean": np.full(channels, 0.1), "variance": np.full(channels, 2.0),
+    }  # fmt: skip
+    node = helper.make_node
+    graph = helper.make_graph(
+        [
+            node("Conv", ["pixel_values", "weight"], ["a"], pads=[1, 1, 1, 1]),
+            node("BatchNormalization", ["a", "gain", "shift", "mean", "variance"], ["b"], epsilon=1e-12),
+            node("Identity", ["b"], ["logits"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", channels, 4, 4])],
+        [numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "model.onnx")
+    return Bundle(folder, None)  # type: ignore[arg-type]  # as above
+
+
+def test_a_channel_of_nearly_no_weights_keeps_its_bias(tmp_path: Path) -> None:
+    """A gain of 0, or of 1e-9 as weight decay leaves it, makes a channel its shift: not 0, and nothing overflows."""
+    gain, shift = np.linspace(0.5, 1.5, 16), np.linspace(-3, 3, 16)
+    gain[[2, 9]], gain[[4, 12]] = 0.0, 1e-9
+    bundle = normed_convolution(tmp_path, gain, shift)
+    pixels = np.random.default_rng(6).normal(size=(5, 3, 4, 4)).astype(np.float32)
+    expected = open_graph(bundle.graph)(pixels)["logits"]
+    np.testing.assert_allclose(expected[:, [2, 9]], np.broadcast_to(shift[[2, 9], None, None], (5, 2, 4, 4)), atol=1e-6)
+    model = float_graph(bundle)
+    steps = measured_steps(model, calibrated_values(weighted_nodes(model)), [pixels])
+    to_int8(model, steps)
+    seen = open_graph(ir.to_proto(model).SerializeToString())(pixels)["logits"]
+    assert np.abs(seen - expected).max() < 0.02 * np.ptp(expected)
+
+
+def test_no_weights_and_no_pictures_are_no_numbers_lost(tmp_path: Path) -> None:
+    """Channels of zeros on an input of zeros: every step is the least that there is, and their product is above 0."""
+    bundle = normed_convolution(tmp_path, np.zeros(16), np.linspace(0, 3, 16))
+    pixels = np.zeros((1, 3, 4, 4), np.float32)
+    expected = open_graph(bundle.graph)(pixels)["logits"]
+    model = float_graph(bundle)
+    to_int8(model, measured_steps(model, calibrated_values(weighted_nodes(model)), iter([pixels])))
+    np.testing.assert_allclose(
+        open_graph(ir.to_proto(model).SerializeToString())(pixels)["logits"], expected, atol=0.02
+    )
+
+
+def test_numbers_beyond_half_precision_stay_in_float32(tmp_path: Path) -> None:
+    """A weight above 65,504 is not cut to it: its product is float32, and the answers are the float graph's."""
+    bundle = parts_of_a_graph(tmp_path)
+    proto = onnx.load(bundle.graph)
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.name == "first":
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1e5), tensor.name))
+        if tensor.name == "shared":
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1e-3), tensor.name))
+    onnx.save(proto, bundle.graph)
+    pixels = 1e-3 * np.random.default_rng(4).normal(size=(6, 3, 4, 4)).astype(np.float32)
+    expected = open_graph(bundle.graph)(pixels)["logits"]
+    model = float_graph(bundle)
+    to_float16(model)
+    proto = ir.to_proto(model)
+    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    assert kinds["first"] == TensorProto.FLOAT
+    assert TensorProto.FLOAT16 in {kind for name, kind in kinds.items() if name.startswith("shared")}
+    seen = open_graph(proto.SerializeToString())(pixels)["logits"]
+    assert np.abs(seen - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_black_and_white_are_within_the_steps_of_the_input() -> None:
+    """Whatever pictures calibrated: from (0 - mean) / std to (1 - mean) / std of every channel."""
+    base = {"height": 8, "width": 8, "fit": "stretch"}
+    for mean, std in (((0.5, 0.4, 0.3), (0.2, 0.3, 0.1)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((2.0,) * 3, (1.0,) * 3)):
+        scale, zero = picture_step(Preprocessing.model_validate({**base, "mean": mean, "std": std}))
+        for value in (0.0, 1.0):
+            for one, other in zip(mean, std, strict=True):
+                seen = (value - one) / other
+                assert -0.51 <= seen / scale + zero <= 255.51
+
+
+def test_the_layer_that_agrees_least_is_judged_by_itself(models: Path) -> None:
+    """Good layers do not hide one that looks elsewhere: the mean and the least are Spearman's, as scipy has it."""
+    bundle = open_bundle(models / "tiny-vit" / "1")
+    manifest, pixels = bundle.manifest, noise("tiny-vit", 2).numpy()
+    answer, labels = open_graph(bundle.graph), np.zeros(2, np.int64)
+
+    def other(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = answer(pixels)
+        return {**outputs, "attention_01": outputs["attention_01"][..., ::-1]}
+
+    theirs = list(answers(answer, manifest, head_of(bundle), [(pixels, labels)]))
+    found = compare(other, manifest, head_of(bundle), [(pixels, labels)], theirs)
+    middle = answer(pixels)["attention_01"]
+    rows = np.unique(np.linspace(0, middle.shape[-1] - 1, 16).astype(int))
+    pairs = middle[:, :, rows].reshape(-1, middle.shape[-1])
+    least = np.mean([spearmanr(row, row[::-1]).statistic for row in pairs])
+    assert found.maps["attention, least layer"] == pytest.approx(least)
+    assert found.maps["attention"] == pytest.approx((2 + least) / 3)
+
+
+GOOD = Agreement(pictures=100, parent_top1=0.9, top1=0.9, same_label=1.0, maps={"rollout": 0.99}, logits=0.01)
+
+
+@pytest.mark.parametrize("maps", [{"class": np.nan, "rollout": 0.99}, {"rollout": 0.99, "class": np.nan}])
+def test_what_is_no_number_agrees_with_nothing(maps: dict[str, float]) -> None:
+    """In whatever order the maps stand; nor logits that are none."""
+    assert Bounds().hold(GOOD)
+    bad = GOOD._replace(maps=maps)
+    assert not Bounds().hold(bad)
+    assert np.isnan(bad.worst_map)
+    assert bad.lacking == ("class",)
+    assert not Bounds().hold(GOOD._replace(logits=np.nan))
+    assert not Bounds().hold(GOOD._replace(maps={"attention": 0.99, "attention, least layer": 0.9}))
+    spoiled = np.array([[[0.1, np.nan, 0.3]]])
+    assert np.isnan(rank_correlation(spoiled, spoiled)).all()
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(5000, 256, (256, 1000)), (5000, 1200, (1200, 1200)), (5000, 4000, (1250, 1250)), (140, 30, (30, 35)),
+     (4, 256, (1, 1)), (5000, None, (0, 0))],
+)  # fmt: skip
+def test_a_thousand_or_a_quarter_choose(total: int, count: int | None, expected: tuple[int, int]) -> None:
+    """However few calibrate: one label of 256 is nearly half a point, and the wrong layers would be kept."""
+    assert sizes(total, count) == expected
 
 
 def test_half_precision_leaves_softmax_and_the_end_in_float32(variants: Path) -> None:

@@ -1,7 +1,6 @@
 """`saccade quantize`: a variant names its parent, is smaller, answers as it does, or is not written."""
 
 import io
-import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +22,14 @@ from export.quantize.choose import Bounds
 from export.quantize.parts import held_out_parts
 from export.quantize.quantize import quantize
 from export.reference import rebuild
+from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
-from saccade.errors import BundleError, DataError
+from saccade.errors import BundleError
 from saccade.preprocess import preprocess
 from service.app import create_app
 from service.settings import Settings
-from tests.export.quantize.conftest import LENIENT
+from tests.export.quantize.conftest import ANYTHING
 from tests.export.test_verify import restate_checksum
 
 SENSITIVE = "encoder.blocks.1.mlp.0.weight"
@@ -49,10 +49,6 @@ def eager(bundle: Bundle, index: int) -> dict[str, NDArray[np.float32]]:
     """The parent's net in PyTorch, on a digit."""
     pixels = preprocess(digit(index), bundle.manifest.preprocessing)[None]
     return Exported(rebuild(bundle)).eval().arrays(pixels)
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +71,38 @@ def test_a_variant_says_what_it_is(variant: Bundle, parent: Bundle) -> None:
     assert card is not None
     assert card.pictures == (70 if manifest.precision == "int8" else 140)
     assert manifest.card.evaluation == ()
-    expected = {*theirs.maps.available, *(["attention"] if theirs.attention else [])}
+    expected = {*theirs.maps.available, *(["attention", "attention, least layer"] if theirs.attention else [])}
     assert card.maps.keys() == expected
     assert min(card.maps.values()) >= 0.95
     assert card.bytes == sum(path.stat().st_size for path in (variant.graph, variant.weights))
     assert card.parent_bytes == sum(path.stat().st_size for path in (parent.graph, parent.weights))
 
 
+def folded(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """The parent's, each convolution's times gain / sqrt(variance + 1e-5) of the batch norm after it."""
+    found = {name: values.astype(np.float64) for name, values in weights.items()}
+    for name in weights:
+        stem = name.removesuffix(".weight")
+        norm = "stem_norm" if stem == "stem" else stem.replace("conv", "norm").replace("projection.0", "projection.1")
+        if norm != stem and f"{norm}.running_var" in weights:
+            factor = found[f"{norm}.weight"] / np.sqrt(found[f"{norm}.running_var"] + 1e-5)
+            found[name] = found[name] * factor[:, None, None, None]
+    return found
+
+
 def test_weights_are_small_and_near_the_parents(variant: Bundle, parent: Bundle) -> None:
-    """Each tensor once, under its parameter's name; int8 within half a step of the channel's largest weight / 63."""
-    ours, theirs = load_file(variant.weights), load_file(parent.weights)
+    """Each tensor once, under its parameter's name; int8 within half a step of the channel's largest weight / 63, batch
+    norms folded in.
+    """
+    ours, theirs = load_file(variant.weights), folded(load_file(parent.weights))
     small = {
         name: tensor for name, tensor in ours.items() if tensor.dtype in (np.int8, np.float16) and tensor.size > 99
     }
     assert sum(tensor.size for tensor in small.values()) > 0.8 * parent.manifest.card.parameters - 1000
-    folded = variant.manifest.name.startswith(("tiny-resnet", "tiny-hybrid"))  # batch norms went into convolutions
     for name, tensor in small.items():
         if name.endswith(".zero_point"):
             continue
-        whole = theirs[name].astype(np.float64)
+        whole = theirs[name]
         if tensor.dtype == np.float16:
             seen = tensor.astype(np.float64)
             step: Any = 2**-11 * np.abs(seen)
@@ -101,11 +110,12 @@ def test_weights_are_small_and_near_the_parents(variant: Bundle, parent: Bundle)
             assert np.abs(tensor).max() <= 63  # 2 * 255 * 63 fits 16 bits: no processor saturates
             scale = ours[f"{name}.scale"].astype(np.float64)
             axes = (-1, *[1] * (tensor.ndim - 1)) if tensor.ndim == 4 else (1, -1)
+            others = (1, 2, 3) if tensor.ndim == 4 else 0
+            np.testing.assert_allclose(np.abs(tensor).max(others), 63)  # whole scales: none is wider than it has to be
             seen, step = tensor * scale.reshape(axes), 0.5 * scale.reshape(axes)
         if seen.shape != whole.shape or (tensor.ndim == 2 and seen.shape[0] == seen.shape[1]):
             whole = whole.T  # of a linear layer, as the graph multiplies
-        if not folded:
-            assert (np.abs(seen - whole) <= step + 1e-6).all(), name
+        assert (np.abs(seen - whole) <= step + 1e-6).all(), name
 
 
 @pytest.mark.parametrize("name", ["tiny-cct", "tiny-vit-mean", "tiny-resnet"])
@@ -171,30 +181,8 @@ def test_pictures_that_calibrate_choose_and_judge_are_others(models: Path) -> No
         for index in range(len(part))
     ]
     _, held_out = split(Digits())
-    assert [len(parts.calibrate), len(parts.choose)] == [30, 30]
+    assert [len(parts.calibrate), len(parts.choose)] == [30, 35]  # a quarter of them choose, whoever calibrates
     assert sorted(seen) == sorted(picture.tobytes() for picture, _ in held_out)
-
-
-@pytest.mark.parametrize(
-    ("bounds", "said"),
-    [
-        (
-            Bounds(maps=1.01),
-            r"agrees with its maps by a rank correlation of .*attention [01]\.\d{4}; 1\.01 is the least",
-        ),
-        (Bounds(top1=-2.0), r"is right on \S+% of 70 .* on \S+%: it loses -?\d\.\d\d points, -200 are allowed"),
-    ],
-)
-def test_a_variant_that_loses_too_much_is_refused(models: Path, tmp_path: Path, bounds: Bounds, said: str) -> None:
-    """The numbers are said and nothing is left; told to, it is written, and its card admits the same."""
-    shutil.copytree(models / "tiny-vit", tmp_path / "tiny-vit")
-    before, bundle = listing(tmp_path), open_bundle(tmp_path / "tiny-vit" / "1")
-    with pytest.raises(BundleError, match=rf"tiny-vit@1 in int8 {said}.*\(--anyway writes it\)"):
-        quantize(bundle, "int8", None, bounds=bounds)
-    assert listing(tmp_path) == before
-    card = quantize(bundle, "int8", None, bounds=bounds, anyway=True).manifest.card.variant
-    assert card is not None
-    assert card.pictures == 70
 
 
 def with_an_outlier(models: Path, folder: Path) -> Bundle:
@@ -223,6 +211,24 @@ def test_the_layer_that_8_bits_ruin_stays_in_float(models: Path, tmp_path: Path)
     assert kinds["encoder.blocks.0.mlp.0.weight"] == np.int8
 
 
+def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tmp_path: Path) -> None:
+    """Whatever it loses, it is written and verified again; the card and the parity say so; its head is still held."""
+    bundle = with_an_outlier(models, tmp_path)
+    variant = quantize(bundle, "int8", None, bounds=ANYTHING, anyway=True)
+    assert variant.manifest.card.variant is not None
+    assert variant.manifest.card.variant.anyway
+    assert variant.manifest.card.variant.in_float == ()
+    again = verify(open_bundle(variant.folder), None).manifest
+    assert again.parity is not None
+    assert "it was written whatever it loses" in again.parity.source
+    assert not [name for name in again.parity.checks if "parent" in name]
+    weights = load_file(variant.weights)
+    weights["head.bias"] = weights["head.bias"] + np.float32(1e-3)
+    save_file(weights, variant.weights)
+    with pytest.raises(BundleError, match=r"tiny-cct-int8@1 has other numbers in head\.bias than its parent"):
+        verify(restate_checksum(variant.folder, "weights.safetensors"), None)
+
+
 def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under a name of one's own, as the next version of it."""
     words = ["quantize", "tiny-cct", "--models", str(copy), "--name", "mine", "--pictures", "20", "--anyway"]
@@ -232,48 +238,9 @@ def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture
         card = open_bundle(copy / "mine" / str(version)).manifest.card.variant
         assert card is not None
         assert printed.startswith(f"mine@{version}: {card.bytes / card.parent_bytes:.0%} of the bytes of tiny-cct@1")
-        assert f"right on {card.top1:.2%} of 100 pictures, its parent on {card.parent_top1:.2%}" in printed
+        assert f"right on {card.top1:.2%} of 85 pictures, its parent on {card.parent_top1:.2%}" in printed
         assert f"rank correlation of rollout with its parent's: {card.maps['rollout']:.4f}" in printed
         assert "20 of scikit-learn digits, held-out" in card.calibrated_on
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["tiny-cct-int8", "--float16"], "tiny-cct-int8@1 is a variant already (int8): quantise tiny-cct@1"),
-        (["tiny-cct"], "one of the arguments --int8 --float16 is required"),
-        (["tiny-cct", "--int8", "--name", "../x"], "'../x' is no name for a model"),
-        (["tiny-cct", "--int8", "--data", "nowhere"], "nowhere"),
-        (["tiny-cct", "--int8", "--pictures", "0"], "must be a whole number from 1 to 1000000, not '0'"),
-    ],
-)
-def test_what_cannot_be_done_is_a_sentence(
-    copy: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit code 2, and nothing is written."""
-    before = listing(copy)
-    try:
-        code = main(["quantize", *words, "--models", str(copy)])
-    except SystemExit as error:  # of the parser
-        code = int(error.code or 0)
-    assert code == 2
-    assert said in capsys.readouterr().err
-    assert listing(copy) == before
-
-
-def test_a_model_of_several_labels_a_picture_is_refused(copy: Path) -> None:
-    """Pictures with one label each do not say what such a variant loses."""
-    path = copy / "tiny-cct" / "1" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "scores": "sigmoid"}))
-    with pytest.raises(DataError, match=r"tiny-cct@1 gives each label by itself \(sigmoid\)"):
-        quantize(open_bundle(path.parent), "int8", None, bounds=LENIENT)
-
-
-def test_training_does_not_begin_with_a_variant(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its weights are no net's."""
-    words = ["train", "digits-cct", "--out", str(tmp_path / "run"), "--init", "tiny-cct-int8", "--models", str(copy)]
-    assert main(words) == 2
-    assert "tiny-cct-int8@1 is a variant in int8: begin with tiny-cct@1" in capsys.readouterr().err
 
 
 def test_a_variant_is_evaluated_as_any_bundle(copy: Path, tmp_path: Path) -> None:

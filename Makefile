@@ -9,7 +9,7 @@ HOST = 127.0.0.1
 PORT ?= 8000
 MODELS ?= models
 # Of the models in the repository one is the default; with a folder of your own, name one where there are several.
-DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-cct)
+DEFAULT_MODEL ?= $(shell test "$(MODELS)" -ef models && echo cifar10-hybrid-s)
 
 # the image to make: cpu or gpu
 TARGET ?= cpu

@@ -28,7 +28,7 @@ BODY = 20 * MIB  # max_body_bytes
 SETTLE_S = 11  # the service gives memory back every ten seconds
 ENVIRONMENT = {
     "SACCADE_PORT": "0",
-    "SACCADE_DEFAULT_MODEL": "cifar10-cct",
+    "SACCADE_DEFAULT_MODEL": "cifar10-hybrid-s",
     "SACCADE_TRANSFER_TIMEOUT_S": "20",
     "SACCADE_TIMEOUT_MS": "60000",
 }

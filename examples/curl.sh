@@ -12,7 +12,7 @@ ask() {
 # Is it ready? What does it serve, and how?
 ask "$URL/v2/health/ready"
 ask "$URL/v1/models"
-ask "$URL/v1/models/cifar10-cct"
+ask "$URL/v1/models/cifar10-hybrid-s"
 
 # The picture as it is: labels, and where the model looked
 ask --data-binary "@$PICTURE" "$URL/v1/classify?top_k=3"

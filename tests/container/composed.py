@@ -28,7 +28,7 @@ def goes_up_and_down(network: str) -> str:
         compose(network, "up", "--detach", "--wait", "--no-build", port=port)
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/classify", content=PHOTOGRAPH)
         assert answer.status_code == 200, answer.text
-        assert answer.json()["model"]["name"] == "cifar10-cct"
+        assert answer.json()["model"]["name"] == "cifar10-hybrid-s"
         found: dict[str, Any] = json.loads(docker("inspect", compose(network, "ps", "--quiet").strip()))[0]
         _check(found)
         log = compose(network, "logs", "--no-log-prefix")

@@ -12,7 +12,7 @@ def plans_for_its_quota(network: str) -> str:
     """A quota of one CPU gives the plan for one CPU, and the plan shows the memory limit."""
     with Container(CPU, network, (*HARDENED, "--cpus=1", "--memory=512m")) as container:
         container.wait_until_ready()
-        plan = httpx.get(f"{container.url}/v1/models/cifar10-cct").json()["plan"]
+        plan = httpx.get(f"{container.url}/v1/models/cifar10-hybrid-s").json()["plan"]
     seen = {name: plan[name] for name in ("cpus", "cpu_quota", "instances", "intra_op_threads", "memory_limit")}
     assert list(seen.values()) == [1, 1.0, 1, 1, 512 * 2**20], seen
     return f"1 of {plan['cpu_affinity']} CPUs"
@@ -38,7 +38,7 @@ def says_that_memory_is_too_little_for_models(network: str) -> str:
         state = container.wait_until_ended()
         said = container.log().splitlines()[-1]
     assert (state["ExitCode"], state["OOMKilled"]) == (2, False), state
-    assert said.startswith("saccade: the memory limit is 128 MiB, and with cifar10-cct@1 the service takes"), said
+    assert said.startswith("saccade: the memory limit is 128 MiB, and with cifar10-hybrid-s@1 the service takes"), said
     return said.removeprefix("saccade: ")
 
 

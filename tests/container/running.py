@@ -70,7 +70,7 @@ def has_no_privileges(network: str) -> str:
 
 def answers_as_outside(network: str) -> str:
     """A prediction inside equals the one outside to the last decimal: labels, maps, attention of all heads."""
-    plan: dict[str, Any] = {"instances": 1, "intra_op_threads": 1, "default_model": "cifar10-cct"}
+    plan: dict[str, Any] = {"instances": 1, "intra_op_threads": 1, "default_model": "cifar10-hybrid-s"}
     with Container(CPU, network, **plan) as container, outside(port=0, models="models", **plan) as url:
         container.wait_until_ready()
         numbers = 0
@@ -117,12 +117,12 @@ def wants_keys_or_consent(network: str) -> str:
 
 def serves_models_of_others(network: str) -> str:
     """A folder of models mounted over its own is served, without a word about a default."""
-    mounted = (*HARDENED, f"--volume={ROOT / 'models/cifar10-resnet20'}:/models/cifar10-resnet20:ro", "--tmpfs=/models")
+    mounted = (*HARDENED, f"--volume={ROOT / 'models/cifar10-resnet-s'}:/models/cifar10-resnet-s:ro", "--tmpfs=/models")
     with Container(CPU, network, mounted) as container:
         container.wait_until_ready()
         answer = httpx.post(f"{container.url}/v1/classify", content=PHOTOGRAPH).json()
-    assert answer["model"]["name"] == "cifar10-resnet20", answer
-    return "cifar10-resnet20"
+    assert answer["model"]["name"] == "cifar10-resnet-s", answer
+    return "cifar10-resnet-s"
 
 
 def loses_nothing_when_it_is_stopped(network: str) -> str:

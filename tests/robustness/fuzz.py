@@ -134,7 +134,7 @@ def run(seed: int, seconds: float, most: int, first: int = 0, folder: Path = ROO
     warnings.simplefilter("ignore")  # Pillow's; the service runs on through them
     folder.mkdir(parents=True, exist_ok=True)
     whole = [data for _, data in pictures()]
-    manifests = [open_bundle(ROOT / "models" / name / "1").manifest for name in ("cifar10-cct", "cifar10-resnet20")]
+    manifests = [open_bundle(ROOT / "models" / name / "1").manifest for name in ("cifar10-cct", "cifar10-resnet-s")]
     report = Report(seed)
     end = time.monotonic() + seconds
     # for an input that never comes to an end, or ends the process

@@ -119,12 +119,12 @@ def test_what_the_compose_file_sets_holds_within_the_limit_that_it_sets(limited:
     values = {name.lower(): variables[f"SACCADE_{name}"] for name in names}
     code = f"import os, sys; {limited}; os.execv(sys.executable, [sys.executable, '-m', 'service'])"
     with Server(
-        code, default_model="cifar10-cct", instances=2, decode_threads=0, port=0, drain_grace_s=0, **values
+        code, default_model="cifar10-hybrid-s", instances=2, decode_threads=0, port=0, drain_grace_s=0, **values
     ) as it:
         assert "requests that the settings allow" not in it.log
         largest = dearest(values["max_pixels"], values["max_body_bytes"])
         for body, count in zip(largest, (2, values["queue_images"]), strict=True):
-            urls = [f"{it.url}/v1/classify?model={model}" for model in ("cifar10-cct", "cifar10-resnet20")] * count
+            urls = [f"{it.url}/v1/classify?model={model}" for model in ("cifar10-hybrid-s", "cifar10-resnet-s")] * count
             with ThreadPoolExecutor(len(urls)) as callers:
                 asked = [callers.submit(httpx.post, url, content=body, timeout=60) for url in urls]
             assert {answer.result().status_code for answer in asked} == {200}

@@ -31,7 +31,7 @@ def test_the_command_runs_and_writes_the_files(models: Path, tmp_path: Path) -> 
     """On digits in place of CIFAR-10, and few of them."""
     (line,) = [line for line in commands(PAGE.read_text()) if "saccade robustness" in line]
     words = shlex.split(line)[1:]
-    assert words[1:] == ["cifar10-cct", "cifar10-resnet20", "--data", "data"]
+    assert words[1:] == ["cifar10-hybrid-s", "cifar10-resnet-s", "--data", "data"]
     out = tmp_path / "out"
     few = ["--pictures", "3", "--models", str(models), "--out", str(out)]
     assert main([words[0], "tiny-cct", "tiny-resnet", *few]) == 0

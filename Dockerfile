@@ -44,7 +44,7 @@ ENV PATH=/opt/saccade/bin:$PATH \
 WORKDIR /app
 COPY LICENSE ./
 # one model, so that no setting need name it, and none stands in the way of a folder mounted over it
-COPY models/cifar10-hybrid-s /models/cifar10-cct
+COPY models/cifar10-hybrid-s /models/cifar10-hybrid-s
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "service.health"]

@@ -13,8 +13,9 @@ import numpy as np
 import orjson
 
 from saccade.api import ClassifyOptions
+from saccade.card import Card
 from saccade.geometry import Region
-from saccade.manifest import AttentionLayer, Card, Manifest, Maps, Pooling, Preprocessing, Provenance, SpecialTokens
+from saccade.manifest import AttentionLayer, Manifest, Maps, Pooling, Preprocessing, Provenance, SpecialTokens
 from service import postprocess
 from service.encode import to_json
 from service.selection import select

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from saccade.bundle import GOLDEN, MANIFEST, write_bundle
-from saccade.manifest import Card, Provenance
+from saccade.card import Card
+from saccade.manifest import Provenance
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build/bench"

@@ -15,8 +15,9 @@ from export.graph.expose import Exposed
 from export.reference import Reference
 from export.weights import TOLERANCE, versions, write_files
 from saccade.bundle import Bundle
+from saccade.card import Card
 from saccade.errors import DataError
-from saccade.manifest import Card, Origin, Preprocessing, Provenance, Scores
+from saccade.manifest import Origin, Preprocessing, Provenance, Scores
 
 LARGE = 1024
 """Initializers of so many bytes go into weights.safetensors."""

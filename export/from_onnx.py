@@ -19,8 +19,9 @@ from export.preparation import distinct, from_metadata, labels_of, preprocessing
 from export.reference import Reference
 from export.table import lines
 from saccade.bundle import Bundle
+from saccade.card import Card
 from saccade.errors import DataError
-from saccade.manifest import Card, Origin
+from saccade.manifest import Origin
 
 
 class _Asked(BaseModel):

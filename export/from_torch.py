@@ -27,8 +27,9 @@ from export.pretrained.checkpoint import State, read_weights, sha256, unlike, wi
 from export.table import lines
 from export.timm_settings import with_settings_of
 from saccade.bundle import Bundle
+from saccade.card import Card
 from saccade.errors import BundleError, DataError
-from saccade.manifest import Card, Origin
+from saccade.manifest import Origin
 
 
 def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:

@@ -14,8 +14,9 @@ from export.pretrained.hub import find
 from export.pretrained.preprocessing import preprocessing_of, processor_of
 from export.table import lines
 from saccade.bundle import Bundle
+from saccade.card import Card
 from saccade.errors import BundleError, DataError
-from saccade.manifest import Card, Origin
+from saccade.manifest import Origin
 
 
 def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:

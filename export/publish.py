@@ -14,8 +14,9 @@ from export.reference import RecipeNet
 from export.run import read_run
 from export.weights import TOLERANCE, versions
 from saccade.bundle import Bundle
+from saccade.card import Card, Training
 from saccade.errors import BundleError
-from saccade.manifest import Card, Provenance, Training
+from saccade.manifest import Provenance
 
 
 def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bundle:

@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from export.nets import NetConfig
 from saccade.errors import BundleError, RecipeError, first_problem
-from saccade.manifest import Frozen, Manifest, MapName, Preprocessing
+from saccade.frozen import Frozen
+from saccade.manifest import Manifest, MapName, Preprocessing
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -21,10 +21,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from saccade.card import Card
 from saccade.decode import decode
 from saccade.errors import InvalidParameter
+from saccade.frozen import Frozen
 from saccade.geometry import Region
-from saccade.manifest import Card, Frozen, Manifest, Parity
+from saccade.manifest import Manifest, Parity
 from saccade.overlay import overlay
 from saccade.picture import Picture, picture_bytes
 

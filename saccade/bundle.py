@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from saccade.errors import BundleError, first_problem
-from saccade.manifest import NAME, SCHEMA_VERSION, FileEntry, Manifest
+from saccade.frozen import NAME
+from saccade.manifest import SCHEMA_VERSION, FileEntry, Manifest
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"

@@ -10,8 +10,9 @@ from export.evaluation.predict import predict
 from export.finite import check_logits
 from export.runtime import open_graph
 from saccade.bundle import Bundle, update_bundle
+from saccade.card import Calibration
 from saccade.errors import BundleError, DataError
-from saccade.manifest import Calibration, Manifest
+from saccade.manifest import Manifest
 from saccade.progress import Progress
 
 LEAST_PICTURES = 50

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from export.evaluation.findings import Findings
-from saccade.manifest import Calibration, Card, Cost, Evaluation, Manifest, Provenance, Variant
+from saccade.card import Calibration, Card, Cost, Evaluation, Variant
+from saccade.manifest import Manifest, Provenance
 
 _CLASSES = 40
 """Classes that are listed; of more, those of the lowest accuracy. evaluation.json has all."""

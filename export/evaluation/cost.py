@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from export.environment import cpus, processor
 from export.runtime import PROVIDER, Answer, open_graph
 from saccade.bundle import Bundle
+from saccade.card import Cost
 from saccade.golden import made_pictures
-from saccade.manifest import Cost
 from saccade.preprocess import normalize
 
 BATCHES = (1, 8)

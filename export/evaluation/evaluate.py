@@ -24,8 +24,9 @@ from export.recipe import recipe_of
 from export.runtime import PROVIDER, open_graph
 from export.weights import versions
 from saccade.bundle import Bundle, open_bundle, update_bundle
+from saccade.card import Card
 from saccade.errors import BundleError
-from saccade.manifest import Card, Manifest
+from saccade.manifest import Manifest
 from saccade.overlay import write_whole
 from saccade.progress import Progress
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from saccade.manifest import TEMPERATURES, ScoreQuality
+from saccade.card import ScoreQuality
+from saccade.manifest import TEMPERATURES
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from export.evaluation.figures import BINS, Scored, confusion, quality, reliability, scored, top_k, wilson_interval
 from export.evaluation.pictures import Chosen
-from saccade.manifest import Cost, Evaluation, Frozen, Manifest
+from saccade.card import Cost, Evaluation
+from saccade.frozen import Frozen
+from saccade.manifest import Manifest
 
 
 class Bin(Frozen):

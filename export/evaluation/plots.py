@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from export.evaluation.drawing import plain, to_png
 from export.evaluation.findings import Bin, Findings
-from saccade.manifest import ScoreQuality
+from saccade.card import ScoreQuality
 
 _NAMED = 40
 """So many labels can be read beside each other."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from export.nets.attention import Encoder, init_transformer
 from export.nets.base import Net, Outputs, attention_layer, encoder_depths
-from saccade.manifest import Frozen, Pooling
+from saccade.frozen import Frozen
+from saccade.manifest import Pooling
 
 
 class CctConfig(Frozen):

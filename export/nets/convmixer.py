@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from export.nets.base import Net, Outputs, pool_features
-from saccade.manifest import Frozen
+from saccade.frozen import Frozen
 
 
 class ConvmixerConfig(Frozen):

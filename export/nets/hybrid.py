@@ -29,7 +29,8 @@ from export.nets.resnet import (
     stages,
     stem,
 )
-from saccade.manifest import AttentionLayer, Count, Frozen, Pooling
+from saccade.frozen import Count, Frozen
+from saccade.manifest import AttentionLayer, Pooling
 
 
 class HybridConfig(Frozen):

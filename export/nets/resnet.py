@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.nets.base import Net, Outputs, halved, pool_features
-from saccade.manifest import Frozen
+from saccade.frozen import Frozen
 
 FOUR_STAGES: dict[int, tuple[int, ...]] = {
     18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),

@@ -26,8 +26,9 @@ from export.quantize.reference import VariantOf
 from export.runtime import open_graph
 from export.weights import TOLERANCE, write_files
 from saccade.bundle import GRAPH, WEIGHTS, Bundle, find_bundles, open_bundle
+from saccade.card import Variant
 from saccade.errors import BundleError
-from saccade.manifest import Manifest, Precision, Variant
+from saccade.manifest import Manifest, Precision
 
 PICTURES = 256
 

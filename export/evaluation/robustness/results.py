@@ -2,7 +2,8 @@
 
 from export.evaluation.figures import wilson_interval
 from export.evaluation.robustness.conditions import Family
-from saccade.manifest import Frozen, Precision
+from saccade.frozen import Frozen
+from saccade.manifest import Precision
 
 
 class Share(Frozen):

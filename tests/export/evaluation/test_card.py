@@ -8,7 +8,8 @@ from export.evaluation.card import card_text
 from export.evaluation.findings import Findings, judge
 from export.evaluation.pictures import choose_pictures
 from saccade.bundle import open_bundle
-from saccade.manifest import Calibration, Cost, Parent, ScoreQuality, Training, Variant
+from saccade.card import Calibration, Cost, ScoreQuality, Training, Variant
+from saccade.manifest import Parent
 
 
 def test_every_part_of_a_card_is_in_words(models: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_batch_script_scores_a_folder(shipped: Server, tmp_path: Path) -> No
     for name in ("left", "right"):
         (folder / name).mkdir()
         with Image.open(EXAMPLES / "chelsea.jpg") as cat:
-            cat.rotate(135).save(folder / name / "turned.png")
+            cat.rotate(225).save(folder / name / "turned.png")
     command = [sys.executable, EXAMPLES / "batch.py", folder, "--out", table, "--unsure", unsure, "--url", shipped.url]
     ran = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (1, "1 failed\n")

@@ -50,15 +50,18 @@ def test_the_card_of_a_shipped_model_is_complete(folder: Path) -> None:
     assert figure.top5 is not None
     assert [pictures for pictures, _ in figure.per_class] == [1000] * 10
     assert sum(correct for _, correct in figure.per_class) == figure.correct
-    assert card.calibration is not None
-    assert card.calibration.split == "CIFAR-10, held-out"
     assert manifest.temperature != 1
     assert figure.served.nll < figure.raw.nll
     assert card.training is not None
     assert {cost.batch for cost in card.cost} >= {1, 8}
-    if manifest.parent is None:
+    assert (card.calibration is None) == (card.variant is not None) == (manifest.parent is not None)
+    if card.calibration is not None:
         description = describe(recipe_of(manifest))
         assert (card.parameters, card.macs) == (description.parameters, description.macs)
+        assert card.calibration.split == "CIFAR-10, held-out"
+    if card.variant is not None:
+        assert card.variant.split.startswith("CIFAR-10, held-out")
+        assert not card.variant.anyway
 
 
 @EVERY_MODEL

@@ -37,10 +37,10 @@ def test_what_callers_can_make_it_take_fits_the_limit() -> None:
         one["environment"],
         one["deploy"]["resources"]["limits"],
     )
-    assert (limits["cpus"], limits["memory"]) == ("${CPUS:-2}", "${MEMORY:-2g}")
+    assert (limits["cpus"], limits["memory"]) == ("${CPUS:-2}", "${MEMORY:-3g}")
     pictures = models * 2 * 16 * set_to["SACCADE_MAX_PIXELS"]
     bodies = models * set_to["SACCADE_QUEUE_IMAGES"] * set_to["SACCADE_MAX_BODY_BYTES"] * 5 // 4
-    assert 130 * 2**20 + pictures + bodies < 2 * 2**30
+    assert 130 * 2**20 + pictures + bodies < 3 * 2**30
     assert set_to["SACCADE_MAX_PIXELS"] >= 4032 * 3024  # what a telephone calls 12 megapixels
 
 

@@ -45,7 +45,7 @@ def _check(found: dict[str, Any]) -> None:
     assert host["ReadonlyRootfs"], host
     assert host["CapDrop"] == ["ALL"], host["CapDrop"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"], host["SecurityOpt"]
-    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (10**9, 2**31, 200), host
+    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (10**9, 3 * 2**30, 200), host
     assert host["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 5}, host["RestartPolicy"]
     assert found["Config"]["User"] == "10001:10001", found["Config"]["User"]
     (models,) = [mount for mount in found["Mounts"] if mount["Destination"] == "/models"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from safetensors import numpy as safetensors
 
-from saccade.bundle import update_bundle
+from saccade.bundle import find_bundles, update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server
 from tests.container.callers import dearest
@@ -111,7 +111,7 @@ def test_a_limit_that_requests_could_pass_is_said_once(
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize("limited", [2048], indirect=True)
+@pytest.mark.parametrize("limited", [3072], indirect=True)
 def test_what_the_compose_file_sets_holds_within_the_limit_that_it_sets(limited: str) -> None:
     """The dearest pictures in each thread that decodes, and the largest bodies, a queue full of them: all answered."""
     variables = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["x-service"]["environment"]
@@ -124,7 +124,9 @@ def test_what_the_compose_file_sets_holds_within_the_limit_that_it_sets(limited:
         assert "requests that the settings allow" not in it.log
         largest = dearest(values["max_pixels"], values["max_body_bytes"])
         for body, count in zip(largest, (2, values["queue_images"]), strict=True):
-            urls = [f"{it.url}/v1/classify?model={model}" for model in ("cifar10-hybrid-s", "cifar10-resnet-s")] * count
+            urls = [
+                f"{it.url}/v1/classify?model={folder.parent.name}" for folder in find_bundles(ROOT / "models")
+            ] * count
             with ThreadPoolExecutor(len(urls)) as callers:
                 asked = [callers.submit(httpx.post, url, content=body, timeout=60) for url in urls]
             assert {answer.result().status_code for answer in asked} == {200}

@@ -1,7 +1,9 @@
 """The source model that a bundle is held to: what it answers for pictures, by the names of the bundle's outputs."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +29,8 @@ class Limits(NamedTuple):
     """Of what the bundle says twice: a class map and the logit that it sums to."""
     batch: float = 1e-5
     """Of attention, alone and in a batch."""
+    layers: Mapping[str, float] = MappingProxyType({})
+    """Of attention outputs that are held each to a limit of its own."""
 
 
 class Reference(Protocol):

@@ -112,7 +112,9 @@ def measure(bundle: Bundle, reference: Reference, data: Path | None) -> Parity:
             check("logits", seen[LOGITS] - expected[LOGITS], limits.logits)
             check("alone = in a batch, scores", scores(seen[LOGITS]) - scores(alone[LOGITS]), 1e-5)
             for layer in manifest.attention:
-                check("attention", seen[layer.output] - expected[layer.output], limits.attention)
+                own = limits.layers.get(layer.output)
+                name, limit = ("attention", limits.attention) if own is None else (layer.output, own)
+                check(name, seen[layer.output] - expected[layer.output], limit)
                 check("attention rows sum to 1", seen[layer.output].sum(-1, dtype=np.float64) - 1, 1e-5)
                 check("alone = in a batch, attention", seen[layer.output] - alone[layer.output], limits.batch)
             _check_maps(manifest, seen, expected, head, limits, check)
@@ -143,8 +145,9 @@ def _check_limits(manifest: Manifest, limits: Limits, highest: float) -> None:
     """Parity that allows more than WIDEST would show little. Raises BundleError."""
     for kind, limit, at_most in (
         ("logits", limits.logits, WIDEST[manifest.precision].logits * max(1.0, highest)),
-        ("attention", limits.attention, WIDEST[manifest.precision].attention),
-    ):
+        *((name, limit, WIDEST[manifest.precision].attention)
+          for name, limit in {"attention": limits.attention, **limits.layers}.items()),
+    ):  # fmt: skip
         if not limit <= at_most:
             raise BundleError(
                 f"{manifest.precision} rounds the {kind} of {manifest.id} so roughly that {limit:.3g} would be "

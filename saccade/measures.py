@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from saccade.bundle import Bundle, check_place, open_bundle, resolve_bundle
+from saccade.bundle import Bundle, check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.errors import BundleError
+from saccade.manifest import Manifest
 from saccade.needs import needs
 
 Command = Callable[[str, Callable[[argparse.Namespace], int | None]], argparse.ArgumentParser]
@@ -112,6 +114,9 @@ def calibrate(options: argparse.Namespace) -> None:
     dropped = [one.split for one in before.manifest.card.evaluation if one not in manifest.card.evaluation]
     if dropped:
         print(f"off the card, for they were of another temperature: {'; '.join(dropped)} (saccade evaluate)")
+    stale = [one.id for one in _variants(before) if one.temperature != manifest.temperature]
+    if stale:
+        print(f"made of it, and of another temperature now: {', '.join(stale)} (saccade quantize makes them anew)")
 
 
 def robustness(options: argparse.Namespace) -> None:
@@ -142,9 +147,10 @@ def quantize(options: argparse.Namespace) -> None:
     """Writes a variant of lower precision beside the bundle, and says what it loses."""
     (quantizing,) = needs("export", "export.quantize.quantize")
     bundle = _bundle(options)
-    check_place(bundle.folder.parent.parent, options.name or f"{bundle.manifest.name}-{options.precision}")
+    name = f"{bundle.manifest.name}-{options.precision}" if options.name is None else options.name
+    check_place(bundle.folder.parent.parent, name)
     manifest = quantizing.quantize(
-        bundle, options.precision, options.data, options.name, pictures=options.pictures, anyway=options.anyway
+        bundle, options.precision, options.data, name, pictures=options.pictures, anyway=options.anyway
     ).manifest
     found = manifest.card.variant
     assert found is not None
@@ -155,7 +161,21 @@ def quantize(options: argparse.Namespace) -> None:
     print(f"same label as its parent on {found.same_label:.2%}")
     for name, value in found.maps.items():
         print(f"rank correlation of {name} with its parent's: {value:.4f}")
+    print(f"distance of the logits from its parent's, relative: {found.logits:.4f}")
     print(f"left in float: {', '.join(found.in_float) or 'nothing but the head'}")
+    if found.anyway:
+        print("more is lost than is allowed: the card says that it was written all the same (--anyway)")
+
+
+def _variants(bundle: Bundle) -> list[Manifest]:
+    """Manifests of the bundles beside it that name it as their parent; a damaged one is nobody's."""
+    found = []
+    for folder in find_bundles(bundle.folder.parent.parent):
+        with suppress(BundleError):
+            manifest = open_bundle(folder).manifest
+            if manifest.parent is not None and manifest.parent.id == bundle.manifest.id:
+                found.append(manifest)
+    return found
 
 
 def _add_bundle(one: argparse.ArgumentParser) -> None:

@@ -164,6 +164,8 @@ def _variant(manifest: Manifest, it: Variant) -> str:
             f"{it.split}, {it.pictures:,} pictures: top-1 {it.top1:.2%}, the parent's {it.parent_top1:.2%}; the same "
             f"label for {it.same_label:.2%}",
             f"rank correlation with the parent's maps: {maps or 'it has none'}",
+            f"distance of the logits from the parent's, relative: {it.logits:.4f}",
+            *(["**more is lost than is allowed**: it was written all the same (--anyway)"] if it.anyway else []),
             f"{it.bytes:,} bytes, the parent's {it.parent_bytes:,}",
             f"left in float32: {', '.join(it.in_float) or 'nothing'}",
         ]

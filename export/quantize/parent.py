@@ -1,6 +1,7 @@
 """What a variant has of its parent, and how near it has to stay."""
 
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -9,17 +10,21 @@ from numpy.typing import NDArray
 from export.head import head_of
 from export.quantize.agreement import BATCH, Agreement, Batch, answers, compare
 from export.quantize.choose import Bounds
-from export.quantize.float_graph import array, float_graph
+from export.quantize.float16 import to_float16
+from export.quantize.float_graph import array, float_graph, weighted_nodes
+from export.quantize.int8 import calibrated_values, to_int8
+from export.quantize.ranges import Step
 from export.runtime import open_graph
 from saccade.bundle import WEIGHTS, Bundle, open_bundle
 from saccade.errors import BundleError
 from saccade.manifest import Measured, Parent
 
-SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "maps")
+SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "maps", "provenance")
 """Of the manifest."""
+SAME_ON_CARD = ("license", "limits", "parameters", "macs", "training")
 APART = 0.8
-"""Of the logits (see `Agreement.logits`). Made pictures are unlike those that it was calibrated on; logits that have
-nothing to do with the parent's are 1 away, or more."""
+"""Of the logits (see `Agreement.logits`), whatever the card admits. Made pictures are unlike those that it was
+calibrated on; logits that have nothing to do with the parent's are 1 away, or more."""
 OTHER_LABELS = 0.3
 """Share of so few pictures, for the same reason: some lie on the line between two labels."""
 
@@ -32,7 +37,7 @@ def identity_of(bundle: Bundle) -> Parent:
 
 def parent_of(bundle: Bundle) -> Bundle | None:
     """The bundle that a variant was made of, where it lies in the same folder of models. Raises BundleError where that
-    is another, or is damaged.
+    is another, is damaged, or is a variant itself.
     """
     parent = bundle.manifest.parent
     assert parent is not None
@@ -40,6 +45,8 @@ def parent_of(bundle: Bundle) -> Bundle | None:
     if not folder.is_dir():
         return None
     found = open_bundle(folder)
+    if found.manifest.parent is not None:
+        raise BundleError(f"{bundle.manifest.id} names {parent.id} as its parent, which is a variant itself")
     seen = found.manifest.files[WEIGHTS].sha256
     if seen != parent.weights_sha256:
         raise BundleError(
@@ -53,8 +60,8 @@ def parent_checks(bundle: Bundle, pixels: NDArray[np.float32]) -> tuple[dict[str
     """(how far labels, logits and each map's order are from the parent's, and what is said of the parent).
 
     Allowed is what the command allows, or twice what the card admits, whichever is more; of a variant that was written
-    whatever it loses, nothing is asked. Raises BundleError where the manifest, or a number that stayed in float32, is
-    not the parent's.
+    whatever it loses, nothing of that is asked. Raises BundleError where the manifest, or a number of the graph, is not
+    what quantising the parent gives.
     """
     manifest, parent = bundle.manifest, parent_of(bundle)
     assert manifest.parent is not None
@@ -66,11 +73,13 @@ def parent_checks(bundle: Bundle, pixels: NDArray[np.float32]) -> tuple[dict[str
     if card is not None and card.anyway:
         return {}, f"{said}, whose labels and maps it may miss: it was written whatever it loses"
     found = agreement_with(parent, bundle, pixels)
+    if card is not None and min(card.maps.values(), default=1.0) < Bounds().maps:
+        raise BundleError(f"{manifest.id} has a card that admits more than is ever written but with --anyway")
     if found.lacking:
         raise BundleError(
             f"{manifest.id} gives no numbers in {', '.join(found.lacking)}, which {parent.manifest.id} does"
         )
-    maps, same_label, apart = ({}, 1.0, 0.0) if card is None else (card.maps, card.same_label, card.logits)
+    maps = {} if card is None else card.maps
     short = {
         f"rank correlation with the parent's {name}": (value, maps.get(name, 1.0)) for name, value in found.maps.items()
     }
@@ -78,12 +87,8 @@ def parent_checks(bundle: Bundle, pixels: NDArray[np.float32]) -> tuple[dict[str
         f"{name}, short of 1": Measured(largest=max(0.0, 1 - value), allowed=allowed(admitted))
         for name, (value, admitted) in short.items()
     }
-    checks["same label as the parent, short of 1"] = Measured(
-        largest=1 - found.same_label, allowed=max(allowed(same_label), OTHER_LABELS)
-    )
-    checks["distance of logits from the parent's, relative"] = Measured(
-        largest=found.logits, allowed=max(APART, 2 * apart)
-    )
+    checks["same label as the parent, short of 1"] = Measured(largest=1 - found.same_label, allowed=OTHER_LABELS)
+    checks["distance of logits from the parent's, relative"] = Measured(largest=found.logits, allowed=APART)
     return checks, said
 
 
@@ -101,30 +106,48 @@ def allowed(admitted: float) -> float:
 
 
 def _check_manifest(bundle: Bundle, parent: Bundle) -> None:
-    for field in SAME:
-        ours, theirs = getattr(bundle.manifest, field), getattr(parent.manifest, field)
-        if ours != theirs:
-            values = [shorten(str(value), 200, placeholder=" …") for value in (ours, theirs)]
-            raise BundleError(
-                f"{bundle.manifest.id} has {field} {values[0]}; its parent {parent.manifest.id} has {values[1]}"
-            )
+    ours, theirs = bundle.manifest, parent.manifest
+    fields = [(name, getattr(ours, name), getattr(theirs, name)) for name in SAME]
+    fields += [(f"card.{name}", getattr(ours.card, name), getattr(theirs.card, name)) for name in SAME_ON_CARD]
+    for name, seen, expected in fields:
+        if seen != expected:
+            values = [shorten(str(value), 200, placeholder=" …") for value in (seen, expected)]
+            raise BundleError(f"{ours.id} has {name} {values[0]}; its parent {theirs.id} has {values[1]}")
 
 
 def _check_numbers(bundle: Bundle, parent: Bundle) -> None:
-    """Whatever is float32 in both: the head, norms, positions, layers that were left as they are."""
-    theirs = float_graph(parent).graph.initializers
-    changed = []
-    for name, value in ir.load(bundle.graph).graph.initializers.items():
-        assert value.const_value is not None
-        both = name in theirs and value.const_value.dtype == ir.DataType.FLOAT
-        if both and not np.array_equal(array(value), array(theirs[name])):
-            changed.append(name)
+    """The parent, quantised again with the variant's steps of activations, gives its every number to the last bit."""
+    ours = {name: array(value) for name, value in ir.load(bundle.graph).graph.initializers.items()}
+    expected = {name: array(value) for name, value in _again(bundle, parent, ours).graph.initializers.items()}
+    changed = sorted(name for name in ours.keys() | expected.keys()
+                     if name not in ours or name not in expected or not _equal(ours[name], expected[name]))  # fmt: skip
     if not changed:
-        for ours, whole in zip(head_of(bundle) or (), head_of(parent) or (), strict=True):
-            if not np.array_equal(ours, whole):  # the class map takes them from the file, not from the graph
+        for seen, whole in zip(head_of(bundle) or (), head_of(parent) or (), strict=True):
+            if not np.array_equal(seen, whole):  # the class map takes them from the file, not from the graph
                 changed = ["the head"]
     if changed:
         raise BundleError(
-            f"{bundle.manifest.id} has other numbers in {', '.join(changed)} than its parent {parent.manifest.id}; "
-            "what stays in float32 is the parent's to the last bit"
+            f"{bundle.manifest.id} has other numbers in {shorten(', '.join(changed), 300, placeholder=' …')} than its "
+            f"parent {parent.manifest.id} in {bundle.manifest.precision}"
         )
+
+
+def _again(bundle: Bundle, parent: Bundle, ours: dict[str, NDArray[Any]]) -> ir.Model:
+    model = float_graph(parent)
+    if bundle.manifest.precision == "float16":
+        to_float16(model)
+        return model
+    nodes = weighted_nodes(model)
+    kept = {one.name for one in nodes if one.name in ours and ours[one.name].dtype == np.float32}
+    steps = {}
+    for name in calibrated_values([one for one in nodes if one.name not in kept]):
+        scale, zero = (ours.get(f"{name}.{what}") for what in ("scale", "zero_point"))
+        if scale is None or zero is None or scale.shape or zero.shape:
+            raise BundleError(f"{bundle.manifest.id} in int8 has no step for {name}, which {parent.manifest.id} needs")
+        steps[name] = Step(np.float32(scale), np.uint8(zero))
+    to_int8(model, steps, kept)
+    return model
+
+
+def _equal(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    return ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f")

@@ -53,7 +53,7 @@ def quantize(
     manifest = bundle.manifest
     if manifest.parent is not None:
         raise BundleError(f"{manifest.id} is a variant already ({manifest.precision}): quantise {manifest.parent.id}")
-    models, name = bundle.folder.parent.parent, name or f"{manifest.name}-{precision}"
+    models, name = bundle.folder.parent.parent, f"{manifest.name}-{precision}" if name is None else name
     _check_name(models, name, manifest, precision)
     parts = held_out_parts(manifest, data, pictures if precision == "int8" else None)
     model = float_graph(bundle)
@@ -88,7 +88,7 @@ def quantize(
             in_float=kept,
             bytes=sum((folder / file).stat().st_size for file in (GRAPH, WEIGHTS)),
             parent_bytes=sum(manifest.files[file].bytes for file in (GRAPH, WEIGHTS)),
-            anyway=anyway,
+            anyway=not bounds.hold(found),
         )
         return assemble(
             models,

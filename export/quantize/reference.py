@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.names import INPUT
+from export.names import INPUT, LOGITS
 from export.quantize.tolerance import movements
 from export.reference import Limits, Outputs
 from saccade.bundle import Bundle
@@ -32,13 +32,11 @@ class VariantOf:
 
     def limits(self, pixels: NDArray[np.float32]) -> Limits:
         """What these pictures' answers move by, and never less than usual."""
-        usual, found = Limits(), movements(self._bundle, pixels)
+        usual, found, manifest = Limits(), movements(self._bundle, pixels), self._bundle.manifest
+        layers = {layer.output: max(usual.attention, found[layer.output].limit) for layer in manifest.attention}
+        pooling = found[manifest.maps.pooling].limit if manifest.maps.pooling else 0.0
         return usual._replace(
-            **{
-                kind: max(getattr(usual, kind), found[kind].limit)
-                for kind in ("logits", "attention", "pooling")
-                if kind in found
-            }
+            logits=max(usual.logits, found[LOGITS].limit), pooling=max(usual.pooling, pooling), layers=layers
         )
 
 

@@ -27,7 +27,7 @@ SHARE = 0.2
 
 
 class Movement(NamedTuple):
-    """Of the outputs of one kind."""
+    """Of one output."""
 
     far: float
     """The largest difference that moved constants made."""
@@ -41,44 +41,41 @@ class Movement(NamedTuple):
 
 
 def movements(bundle: Bundle, pixels: NDArray[np.float32]) -> dict[str, Movement]:
-    """Kind of output -> how far its answers for (n, 3, H, W) move when every constant of the graph is off by some
-    roundings, and how far they reach.
+    """Output -> how far its answers for (n, 3, H, W) move when every constant of the graph is off by some roundings.
+
+    Each layer of attention by itself: one may span five times what another does.
     """
     manifest = bundle.manifest
     exact = open_graph(bundle.graph, only=manifest.outputs)(pixels)
-    far: dict[str, float] = {}
+    far = dict.fromkeys(exact, 0.0)
     for seed in SEEDS:
         near = open_graph(shaken(bundle.graph, ROUNDING[manifest.precision], seed), only=manifest.outputs)(pixels)
         for name, values in exact.items():
-            kind = kind_of(name)
-            far[kind] = max(far.get(kind, 0.0), float(np.abs(near[name] - values).max()))
-    outputs = {kind: [values for name, values in exact.items() if kind_of(name) == kind] for kind in far}
-    return {
-        kind: Movement(far[kind], float(max(map(np.max, values)) - min(map(np.min, values))))
-        for kind, values in outputs.items()
-    }
+            far[name] = max(far[name], float(np.abs(near[name] - values).max()))
+    return {name: Movement(far[name], float(np.ptp(values))) for name, values in exact.items()}
 
 
 def tolerance_of(bundle: Bundle) -> dict[str, dict[str, float]]:
-    """The `tolerance` of a variant's manifest: of each kind of output its own, on the pictures of golden.npz alone.
+    """The `tolerance` of a variant's manifest: of each output its own, on the pictures of golden.npz alone.
 
-    Another provider may be as far away as the parent's may, and moves as far besides. Raises BundleError where a kind
-    would need more than SHARE of the span of its numbers.
+    Another provider may be as far away as the parent's may, and moves as far besides. Raises BundleError where an
+    output would need more than SHARE of the span of its numbers.
     """
     manifest, spec = bundle.manifest, bundle.manifest.preprocessing
     golden = normalize(made_pictures(PICTURES, spec.height, spec.width, SEED), spec)
-    usual = TOLERANCE[PROVIDER]
-    limits = dict(usual)
-    for kind, found in movements(bundle, golden).items():
-        limits[kind] = max(usual[kind], found.limit)
-        if limits[kind] > usual[kind] and not limits[kind] <= SHARE * found.span:
+    limits: dict[str, float] = {}
+    for name, found in movements(bundle, golden).items():
+        usual = TOLERANCE[PROVIDER][kind_of(name)]
+        limits[name] = max(usual, found.limit)
+        if limits[name] > usual and not limits[name] <= SHARE * found.span:
             raise BundleError(
-                f"{manifest.precision} rounds the {kind} of {manifest.id} so roughly that {limits[kind]:.3g} would be "
+                f"{manifest.precision} rounds the {name} of {manifest.id} so roughly that {limits[name]:.3g} would be "
                 f"allowed of numbers that span {found.span:.3g}; it may be {SHARE:.0%} of that at most"
             )
-    others = {name: kinds for name, kinds in TOLERANCE.items() if name != PROVIDER}
+    others = {provider: kinds for provider, kinds in TOLERANCE.items() if provider != PROVIDER}
     return {PROVIDER: limits} | {
-        name: {kind: limits[kind] + most for kind, most in kinds.items()} for name, kinds in others.items()
+        provider: {name: limit + kinds[kind_of(name)] for name, limit in limits.items()}
+        for provider, kinds in others.items()
     }
 
 

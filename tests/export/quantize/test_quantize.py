@@ -29,7 +29,6 @@ from saccade.errors import BundleError
 from saccade.preprocess import preprocess
 from service.app import create_app
 from service.settings import Settings
-from tests.export.quantize.conftest import ANYTHING
 from tests.export.test_verify import restate_checksum
 
 SENSITIVE = "encoder.blocks.1.mlp.0.weight"
@@ -214,10 +213,9 @@ def test_the_layer_that_8_bits_ruin_stays_in_float(models: Path, tmp_path: Path)
 def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tmp_path: Path) -> None:
     """Whatever it loses, it is written and verified again; the card and the parity say so; its head is still held."""
     bundle = with_an_outlier(models, tmp_path)
-    variant = quantize(bundle, "int8", None, bounds=ANYTHING, anyway=True)
+    variant = quantize(bundle, "int8", None, bounds=Bounds(maps=1.01), anyway=True)
     assert variant.manifest.card.variant is not None
     assert variant.manifest.card.variant.anyway
-    assert variant.manifest.card.variant.in_float == ()
     again = verify(open_bundle(variant.folder), None).manifest
     assert again.parity is not None
     assert "it was written whatever it loses" in again.parity.source
@@ -227,6 +225,17 @@ def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tm
     save_file(weights, variant.weights)
     with pytest.raises(BundleError, match=r"tiny-cct-int8@1 has other numbers in head\.bias than its parent"):
         verify(restate_checksum(variant.folder, "weights.safetensors"), None)
+
+
+def test_what_loses_nothing_is_not_marked(models: Path, tmp_path: Path) -> None:
+    """A script that says --anyway each time still gets variants that are held to their parent."""
+    shutil.copytree(models / "tiny-vit", tmp_path / "tiny-vit")
+    variant = quantize(open_bundle(tmp_path / "tiny-vit" / "1"), "float16", None, anyway=True)
+    assert variant.manifest.card.variant is not None
+    assert not variant.manifest.card.variant.anyway
+    parity = verify(variant, None).manifest.parity
+    assert parity is not None
+    assert "same label as the parent, short of 1" in parity.checks
 
 
 def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +249,8 @@ def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture
         assert printed.startswith(f"mine@{version}: {card.bytes / card.parent_bytes:.0%} of the bytes of tiny-cct@1")
         assert f"right on {card.top1:.2%} of 85 pictures, its parent on {card.parent_top1:.2%}" in printed
         assert f"rank correlation of rollout with its parent's: {card.maps['rollout']:.4f}" in printed
+        assert f"distance of the logits from its parent's, relative: {card.logits:.4f}" in printed
+        assert ("it was written all the same" in printed) == card.anyway
         assert "20 of scikit-learn digits, held-out" in card.calibrated_on
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from export.quantize.agreement import Agreement
 from export.quantize.choose import Bounds
 from export.quantize.quantize import quantize
 from saccade.bundle import open_bundle
@@ -114,3 +115,28 @@ def test_a_variant_is_not_calibrated(copy: Path, capsys: pytest.CaptureFixture[s
         "tiny-cct-int8@1 is a variant and has its parent's temperature: calibrate tiny-cct@1" in capsys.readouterr().err
     )
     assert open_bundle(copy / "tiny-cct-int8" / "1").manifest == before
+
+
+def test_half_a_point_is_not_more_than_half_a_point() -> None:
+    """One label of 200, whatever the parent is right on: by counts, not by what floats make of the difference."""
+    for right in range(1, 201):
+        assert Bounds().hold(Agreement(200, right / 200, (right - 1) / 200, 1.0, {}, 0.0)), right
+    for right in range(1, 200):
+        assert not Bounds().hold(Agreement(199, right / 199, (right - 1) / 199, 1.0, {}, 0.0)), right
+
+
+def test_no_name_is_no_name(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As any name that is none: a sentence, and nothing is written under the default one."""
+    before = listing(copy)
+    assert main(["quantize", "tiny-cct", "--models", str(copy), "--float16", "--name", ""]) == 2
+    assert "''" in capsys.readouterr().err
+    assert listing(copy) == before
+
+
+def test_a_calibrated_parent_names_the_variants_that_it_leaves_behind(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They go on with the temperature that they were made with; a damaged bundle beside them is passed over."""
+    shutil.copytree(copy / "tiny-cct-int8", copy / "damaged")
+    assert main(["calibrate", "tiny-cct", "--models", str(copy), "--anyway"]) == 0
+    assert "made of it, and of another temperature now: tiny-cct-int8@1 (" in capsys.readouterr().out

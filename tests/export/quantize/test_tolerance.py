@@ -14,9 +14,12 @@ from export.quantize.tolerance import shaken, tolerance_of
 from export.runtime import open_graph
 from export.verify import prove
 from export.weights import TOLERANCE
-from saccade.bundle import Bundle, open_bundle
+from saccade.bundle import Bundle, find_bundles, open_bundle, update_bundle
 from saccade.errors import BundleError
 from saccade.golden import check_golden
+from saccade.manifest import AttentionLayer
+from saccade.preprocess import normalize
+from tests.conftest import ROOT
 from tests.export.test_verify import restate_checksum
 from tests.saccade.test_golden import large
 
@@ -24,16 +27,16 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 Nodes = tuple[list[NodeProto], dict[str, np.ndarray]]
 
 
-def test_each_kind_of_output_is_at_most_a_fifth_of_its_span(variant: Bundle) -> None:
-    """Or as narrow as that of a float bundle: of the golden values greatest less least, all outputs of the kind."""
-    tolerance = variant.manifest.tolerance
+def test_of_each_output_a_fifth_of_its_span_at_most_is_allowed(variant: Bundle) -> None:
+    """Or as little as of a float bundle; the span is greatest less least on the golden pictures, layer by layer."""
+    tolerance, spec = variant.manifest.tolerance, variant.manifest.preprocessing
     with np.load(variant.golden, allow_pickle=False) as file:
-        golden = {name: file[name] for name in variant.manifest.outputs}
-    for kind, allowed in tolerance[CPU].items():
-        values = [array.ravel() for name, array in golden.items() if name.startswith(kind)]
-        span = np.ptp(np.concatenate(values)) if values else 0.0
-        assert allowed == TOLERANCE[CPU][kind] or allowed <= 0.2 * span + 1e-6, kind
-        assert tolerance[CUDA][kind] == pytest.approx(allowed + TOLERANCE[CUDA][kind])
+        answers = open_graph(variant.graph)(normalize(file["pictures"], spec))
+    assert set(tolerance[CPU]) == set(variant.manifest.outputs)
+    for name, allowed in tolerance[CPU].items():
+        kind = name.rstrip("0123456789").rstrip("_")
+        assert allowed == TOLERANCE[CPU][kind] or allowed <= 0.2 * np.ptp(answers[name]) + 1e-6, name
+        assert tolerance[CUDA][name] == pytest.approx(allowed + TOLERANCE[CUDA][kind])
 
 
 def test_the_tolerance_is_of_the_golden_pictures_alone(variants: Path) -> None:
@@ -91,6 +94,33 @@ def rewritten(bundle: Bundle, output: str, nodes: Nodes) -> Bundle:
     return restate_checksum(bundle.folder, "model.onnx")
 
 
+def heads_reversed(layer: AttentionLayer) -> Nodes:
+    order = np.arange(layer.heads)[::-1].copy()
+    return [helper.make_node("Gather", [f"{layer.output}.raw", "new.order"], [layer.output], axis=1)], {
+        "new.order": order
+    }
+
+
+def keys_reversed(layer: AttentionLayer) -> Nodes:
+    order = np.arange(layer.tokens)[::-1].copy()
+    return [helper.make_node("Gather", [f"{layer.output}.raw", "new.order"], [layer.output], axis=3)], {
+        "new.order": order
+    }
+
+
+def uniform(layer: AttentionLayer) -> Nodes:
+    """Everything is looked at alike."""
+    nodes = [
+        helper.make_node("Mul", [f"{layer.output}.raw", "new.0"], ["new.zeros"]),
+        helper.make_node("Add", ["new.zeros", "new.share"], [layer.output]),
+    ]
+    return nodes, {"new.0": np.array(0, np.float32), "new.share": np.array(1 / layer.tokens, np.float32)}
+
+
+SHIPPED = [open_bundle(folder) for folder in find_bundles(ROOT / "models")]
+WRONG_ATTENTION = [heads_reversed, keys_reversed, uniform]
+
+
 def copied(folder: Path, place: Path) -> Bundle:
     shutil.copytree(folder, place / folder.name)
     return open_bundle(place / folder.name / "1")
@@ -111,6 +141,27 @@ def test_another_rollout_is_found_at_load(variants: Path, tmp_path: Path, order:
     bundle = copied(variants / "tiny-cct-int8", tmp_path / "wrong")
     with pytest.raises(BundleError, match=r"tiny-cct-int8@1 on CPUExecutionProvider: output rollout is \S+ away"):
         load(rewritten(bundle, "rollout", rollout(order, mix)))
+
+
+@pytest.mark.parametrize("wrong", WRONG_ATTENTION)
+def test_another_attention_is_found_at_load(variants: Path, tmp_path: Path, wrong: Callable[..., Nodes]) -> None:
+    """Of each layer of each variant, of the shipped ones too, however evenly a layer looks at things."""
+    small = [open_bundle(folder) for folder in find_bundles(variants)]
+    for bundle in (one for one in (*small, *SHIPPED) if one.manifest.parent is not None):
+        for layer in bundle.manifest.attention:
+            changed = copied(bundle.folder.parent, tmp_path / layer.output)
+            said = rf"{bundle.manifest.id} on CPUExecutionProvider: output {layer.output} is \S+ away"
+            with pytest.raises(BundleError, match=said):
+                load(rewritten(changed, layer.output, wrong(layer)))
+
+
+def test_a_tolerance_that_lets_anything_pass_is_refused_at_load(copy: Path) -> None:
+    """Those of variants are measured, so nobody would see by eye that one is too wide."""
+    bundle = open_bundle(copy / "tiny-cct-int8" / "1")
+    limits = {**bundle.manifest.tolerance[CPU], "attention_01": 0.9}
+    wide = update_bundle(bundle, {"tolerance": {**bundle.manifest.tolerance, CPU: limits}})
+    with pytest.raises(BundleError, match=r"0\.9 is allowed of output attention_01, whose golden values span 0\.\d+"):
+        load(wide)
 
 
 @pytest.mark.parametrize("wrong", [upside_down, times_0])

@@ -42,6 +42,8 @@ def test_every_promise_is_held(variant: Bundle) -> None:
     limits = {name: check.allowed for name, check in parity.checks.items()}
     assert limits["alone = in a batch, scores"] == 1e-5
     assert limits["logits"] >= 1e-4
+    assert "attention" not in limits  # each layer has a limit of its own
+    assert all(limits[layer.output] >= 1e-5 for layer in variant.manifest.attention)
     maps = variant.manifest.maps
     if variant.manifest.attention:
         assert limits["attention rows sum to 1"] == limits["alone = in a batch, attention"] == 1e-5
@@ -168,17 +170,32 @@ def rewrite(bundle: Bundle, **changes: Any) -> Bundle:
         {"head__bias": lambda values: values + 10 * (np.arange(10) == 0)},
         {"head__weight": lambda values: 3 * values, "head__bias": lambda values: 3 * values},
         {"encoder__norm__weight": lambda values: 1.01 * values},
+        {"tokenizer__0__weight": lambda values: -values},
+        {
+            "encoder__blocks__0__mlp__0__weight": lambda values: (
+                values + (np.arange(values.size).reshape(values.shape) == 5)
+            )
+        },
+        {"encoder__blocks__0__mlp__0__weight__scale": lambda values: 1.001 * values},
     ],
-    ids=["one label by 10", "three times the head", "a norm"],
+    ids=["one label by 10", "three times the head", "a norm", "a layer", "one code of one weight", "a channel's step"],
 )
-def test_what_stays_in_float32_is_the_parents(copy: Path, changes: dict[str, Any]) -> None:
+def test_every_number_is_what_quantising_the_parent_gives(copy: Path, changes: dict[str, Any]) -> None:
     """Checksum and golden values could be made to fit; the parent's numbers cannot."""
     bundle = rewrite(open_bundle(copy / "tiny-cct-int8" / "1"), **changes)
     name = next(iter(changes)).replace("__", r"\.")
     with pytest.raises(
-        BundleError, match=rf"tiny-cct-int8@1 has other numbers in .*{name}.* than its parent tiny-cct@1"
+        BundleError, match=rf"tiny-cct-int8@1 has other numbers in .*{name}.* than its parent tiny-cct@1 in int8"
     ):
         verify(bundle, None)
+
+
+def edited(copy: Path, **changes: Callable[[Any], Any]) -> Bundle:
+    """tiny-cct-int8 with fields of its manifest changed by hand."""
+    path = copy / "tiny-cct-int8" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {name: change(manifest[name]) for name, change in changes.items()}))
+    return open_bundle(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -188,22 +205,57 @@ def test_what_stays_in_float32_is_the_parents(copy: Path, changes: dict[str, Any
         ("temperature", lambda _: 9.0),
         ("preprocessing", lambda spec: {**spec, "mean": [0.1, 0.2, 0.3]}),
         ("maps", lambda maps: {**maps, "default": ["class"]}),
+        ("provenance", lambda found: {**found, "seed": 99}),
     ],
 )
 def test_a_variant_means_what_its_parent_means(copy: Path, field: str, change: Callable[[Any], Any]) -> None:
     """Labels, temperature, preprocessing and maps are the parent's; both values are said."""
-    path = copy / "tiny-cct-int8" / "1" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, field: change(manifest[field])}))
     with pytest.raises(BundleError, match=rf"tiny-cct-int8@1 has {field} .+; its parent tiny-cct@1 has .+"):
-        verify(open_bundle(path.parent), None)
+        verify(edited(copy, **{field: change}), None)
 
 
-def test_8_bit_weights_of_another_net_are_found_by_the_parent(copy: Path) -> None:
-    """What is quantised cannot equal the parent's: logits, labels and maps are held to it, each by its measure."""
-    bundle = rewrite(open_bundle(copy / "tiny-cct-int8" / "1"), tokenizer__0__weight=lambda values: -values)
-    with pytest.raises(BundleError, match=r"tiny-cct-int8@1 does not hold: .*parent"):
-        verify(bundle, None)
+def test_a_number_under_a_name_of_its_own_is_none_of_the_parents(copy: Path) -> None:
+    """A norm renamed, and changed: there is nothing of that name to hold it to, so it is refused."""
+    bundle = open_bundle(copy / "tiny-cct-int8" / "1")
+    proto = onnx.load(bundle.graph, load_external_data=False)
+    weights = load_file(bundle.weights)
+    (norm,) = [tensor for tensor in proto.graph.initializer if tensor.name == "encoder.norm.weight"]
+    norm.CopyFrom(numpy_helper.from_array(1.05 * weights["encoder.norm.weight"], "x.norm"))
+    for node in proto.graph.node:
+        node.input[:] = ["x.norm" if name == "encoder.norm.weight" else name for name in node.input]
+    onnx.save(proto, bundle.graph)
+    with pytest.raises(BundleError, match=r"has other numbers in encoder\.norm\.weight, x\.norm than its parent"):
+        verify(restate_checksum(bundle.folder, "model.onnx"), None)
+
+
+def test_a_variant_is_no_parent(copy: Path) -> None:
+    """Not of itself either: it would agree with whatever it is."""
+    variant = open_bundle(copy / "tiny-cct-int8" / "1").manifest
+    itself = {"name": variant.name, "version": 1, "weights_sha256": variant.files["weights.safetensors"].sha256}
+    with pytest.raises(BundleError, match="names tiny-cct-int8@1 as its parent, which is a variant itself"):
+        verify(edited(copy, parent=lambda _: itself), None)
+
+
+def test_int8_is_not_called_float16(copy: Path) -> None:
+    """Nor the other way round: the numbers are held to what that precision gives."""
+    with pytest.raises(BundleError, match=r"has other numbers in .* than its parent tiny-cct@1 in float16"):
+        verify(edited(copy, precision=lambda _: "float16"), None)
+
+
+def test_a_card_cannot_excuse_what_is_never_written(copy: Path) -> None:
+    """Without --anyway no map agrees by less than 0.95, so no card says so."""
+    poor = edited(copy, card=lambda card: {**card, "variant": {**card["variant"], "maps": {"rollout": -1.0}}})
+    with pytest.raises(BundleError, match="a card that admits more than is ever written but with --anyway"):
+        verify(poor, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("license", "Proprietary"), ("parameters", 5), ("limits", "None at all."), ("macs", 1)]
+)
+def test_the_card_says_of_the_model_what_the_parents_says(copy: Path, name: str, value: object) -> None:
+    """License, limits, parameters, MACs: quantising changes none of them."""
+    with pytest.raises(BundleError, match=rf"tiny-cct-int8@1 has card\.{name} .*; its parent tiny-cct@1 has "):
+        verify(edited(copy, card=lambda card: {**card, name: value}), None)
 
 
 @pytest.mark.parametrize(("name", "by"), [("head.weight", 1.5), ("tokenizer.0.weight", -1)])

@@ -43,9 +43,9 @@ def says_that_memory_is_too_little_for_models(network: str) -> str:
 
 
 def is_said_or_served_at_every_limit(network: str) -> str:
-    """From 16 to 96 MiB, each limit is said to be too small or is enough for 16 callers; the kernel never kills."""
+    """From 16 to 160 MiB, each limit is said to be too small or is enough for 16 callers; the kernel never kills."""
     said, served = [], []
-    for limit in range(16, 97, 8):
+    for limit in range(16, 161, 8):
         with Container(CPU, network, (*HARDENED, f"--memory={limit}m", "--health-interval=1s")) as container:
             until(f"ready or not at {limit} MiB", container.is_decided)
             if container.inspect()["State"]["Running"]:

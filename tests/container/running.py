@@ -18,7 +18,7 @@ from tests.container.outside import outside
 PHOTOGRAPH = (ROOT / "examples/chelsea.jpg").read_bytes()
 
 _QUERIES = (
-    "maps=class,rollout,pooling&classes=topk&top_k=10&attention=all&heads=all&decimals=9",
+    "maps=class,rollout&classes=topk&top_k=10&attention=all&heads=all&decimals=9",
     "maps=none&top_k=10&decimals=9",
     "attention=last&rows=pool&decimals=9",
 )

@@ -1,7 +1,7 @@
 """What a variant in int8 costs and gains beside its parent, in one process, by turns, in the service's own sessions.
 
     python -m benchmarks.quantize                                        # ViT-S/16 at 224 pixels, weights random
-    python -m benchmarks.quantize --data DIR cifar10-cct cifar10-resnet20
+    python -m benchmarks.quantize --data DIR cifar10-hybrid-s cifar10-resnet-s cifar10-cct
 
 Bundles are copied, and quantised as `saccade quantize --int8` does; what they lose stands on the variant's card. Of
 random weights labels and maps say nothing, so only the speed is printed.

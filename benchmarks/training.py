@@ -43,11 +43,11 @@ class Noise(Examples):
     """Pictures of the size of CIFAR-10's."""
 
     def __init__(self, count: int) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+        self._pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         self.labels = np.arange(count) % CLASSES
 
     def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(self._pixels[index])
 
     def fingerprint(self) -> str:
         return "noise"

@@ -45,6 +45,10 @@ class Examples(ABC):
     def picture(self, index: int) -> Image.Image:
         """RGB, upright, of any size. Raises DataError where it cannot be read."""
 
+    def pixels(self, index: int, spec: Preprocessing) -> NDArray[np.uint8]:
+        """As the model sees it, (height, width, 3), only to be read. Raises DataError where it cannot be read."""
+        return resize(self.picture(index), spec)
+
     def name(self, index: int) -> str:
         """Which one it is, for whoever looks for it: its number in the data set, or its path below the split."""
         return str(index)
@@ -131,6 +135,9 @@ class _Chosen(Examples):
 
     def picture(self, index: int) -> Image.Image:
         return self._examples.picture(int(self._indices[index]))
+
+    def pixels(self, index: int, spec: Preprocessing) -> NDArray[np.uint8]:
+        return self._examples.pixels(int(self._indices[index]), spec)
 
     def name(self, index: int) -> str:
         return self._examples.name(int(self._indices[index]))

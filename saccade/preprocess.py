@@ -26,10 +26,14 @@ def resize(picture: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
     """The region that the model sees, resampled with antialiasing, as uint8 (height, width, 3)."""
     if picture.mode != "RGB":
         raise ValueError(f"preprocessing takes an RGB picture, not mode {picture.mode}: decode it first")
-    seen = region(picture.width, picture.height, spec)
-    if seen == (0.0, 0.0, spec.width, spec.height) == (0.0, 0.0, picture.width, picture.height):
+    if is_as_seen(picture.width, picture.height, spec):
         return np.asarray(picture)
-    return resample(picture, seen, spec)
+    return resample(picture, region(picture.width, picture.height, spec), spec)
+
+
+def is_as_seen(width: int, height: int, spec: Preprocessing) -> bool:
+    """Whether the model sees every pixel of a picture of this size as it is."""
+    return (width, height) == (spec.width, spec.height) and region(width, height, spec) == (0.0, 0.0, width, height)
 
 
 def resample(picture: Image.Image, seen: Region, spec: Preprocessing) -> NDArray[np.uint8]:

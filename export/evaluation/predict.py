@@ -16,7 +16,7 @@ from export.runtime import Answer
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
 from saccade.ordered import in_order
-from saccade.preprocess import normalize, resize
+from saccade.preprocess import normalize
 from saccade.progress import Progress
 
 BATCH = 16
@@ -56,7 +56,7 @@ def predict(
     def run(batch: range) -> dict[str, NDArray[np.float32]]:
         pixels = np.empty((len(batch), spec.height, spec.width, 3), np.uint8)
         for place, index in enumerate(batch):
-            picture = resize(examples.picture(index), spec)
+            picture = examples.pixels(index, spec)
             pixels[place] = picture if change is None else change(picture, index)
         return answer(normalize(pixels, spec))
 

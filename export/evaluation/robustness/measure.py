@@ -22,7 +22,7 @@ from export.examples import Examples
 from saccade.bundle import WEIGHTS, Bundle
 from saccade.errors import DataError
 from saccade.ordered import in_order
-from saccade.preprocess import normalize, resize
+from saccade.preprocess import normalize
 from saccade.progress import Progress
 
 
@@ -93,7 +93,7 @@ def _measure_one(bundle: Bundle, examples: Examples, sample: NDArray[np.int64], 
 
     def run(batch: NDArray[np.int64]) -> NDArray[np.int64]:
         """(1 + tests,): how many of the batch are given their label, as they are and in each test."""
-        pixels = np.stack([resize(examples.picture(index), spec) for index in batch.tolist()])
+        pixels = np.stack([examples.pixels(index, spec) for index in batch.tolist()])
         logits, maps = looks.look(normalize(pixels, spec))
         said = [logits.argmax(-1)]
         for test in tests:

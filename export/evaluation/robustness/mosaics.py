@@ -10,7 +10,6 @@ from export.evaluation.robustness.sample import members
 from export.examples import Examples
 from saccade.errors import DataError
 from saccade.manifest import Preprocessing
-from saccade.preprocess import resize
 
 
 class Mosaics(Examples):
@@ -49,7 +48,7 @@ class Mosaics(Examples):
         mosaic = Image.new("RGB", (self.side * width, self.side * height))
         for place, tile in enumerate(self.tiles[index].tolist()):
             row, column = divmod(place, self.side)
-            pixels = resize(self._examples.picture(tile), self._spec)
+            pixels = np.ascontiguousarray(self._examples.pixels(tile, self._spec))
             mosaic.paste(Image.fromarray(pixels), (column * width, row * height))
         return mosaic
 

@@ -15,6 +15,7 @@ from export.cifar10 import Cifar10
 from export.data import Digits
 from export.evaluation.predict import BATCH, predict
 from export.examples import Examples
+from export.recipe import load_recipe
 from export.reference import rebuild
 from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
@@ -127,3 +128,19 @@ def test_records_of_cifar10_are_read_in_another_process_as_here(tmp_path: Path) 
     sent = pickle.dumps(examples)
     assert len(sent) < 200_000
     np.testing.assert_array_equal(np.asarray(pickle.loads(sent).picture(9_999)), pixels)
+
+
+@pytest.mark.parametrize(
+    "spec", [{}, {"fit": "stretch", "shortest_edge": None}, {"height": 24, "width": 24}, {"shortest_edge": 48}],
+    ids=["as it is", "stretched", "smaller", "cropped"],
+)  # fmt: skip
+def test_a_record_is_seen_as_the_picture_that_it_is(tmp_path: Path, spec: dict[str, object]) -> None:
+    """What goes to the net is what the one preprocessing makes of the picture, chosen or not."""
+    write_cifar10(tmp_path / "data")
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    write_record(tmp_path / "data" / "test_batch.bin", 7, 3, pixels)
+    preprocessing = load_recipe("cifar10-cct").preprocessing.model_copy(update=spec)
+    examples = Cifar10(tmp_path / "data").test()
+    expected = resize(Image.fromarray(pixels), preprocessing)
+    np.testing.assert_array_equal(examples.pixels(7, preprocessing), expected)
+    np.testing.assert_array_equal(examples.choose(np.array([3, 7])).pixels(1, preprocessing), expected)

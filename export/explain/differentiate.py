@@ -34,10 +34,10 @@ def differentiate(
     path = _path(model, seeds, wanted)
     path.check()
     constants = {value for node in path.nodes for value in node.inputs[1:] if value is not None} - path.values
-    values = {value for node in path.nodes for value in (*node.inputs, *node.outputs) if value is not None and value.name}
-    tape = Tape(model, Known(model, values | set(wanted), constants))
-    for value, seed in seeds.items():
-        tape.give(value, seed)
+    values = {
+        value for node in path.nodes for value in (*node.inputs, *node.outputs) if value is not None and value.name
+    }
+    tape = Tape(model, Known(model, values | set(wanted), constants), seeds)
     for number, node in reversed([*enumerate(path.nodes, 1)]):
         try:
             _through(tape, node, path.values)

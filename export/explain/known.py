@@ -58,9 +58,7 @@ class Known:
         return self._constants.get(value) if value.const_value is None else value.const_value.numpy()
 
 
-def _run(
-    model: ir.Model, shaped: Sequence[ir.Value], constants: Iterable[ir.Value], batch: int
-) -> list[NDArray[Any]]:
+def _run(model: ir.Model, shaped: Sequence[ir.Value], constants: Iterable[ir.Value], batch: int) -> list[NDArray[Any]]:
     """Shapes, then numbers."""
     nodes, initializers = [], []
     for value in model.graph.initializers.values():

@@ -5,7 +5,7 @@ others. The values of the forward pass broadcast against it as they are, so that
 and k = 1 costs no more than no axis. Wherever axes are counted from the front, that of the gradient is one more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,11 +35,14 @@ Operand = ir.Value | NDArray[Any] | list[int] | float | None
 class Tape:
     """Makes nodes at the end of a graph and keeps the gradients made so far."""
 
-    def __init__(self, model: ir.Model, known: Known) -> None:
+    def __init__(self, model: ir.Model, known: Known, seeds: Mapping[ir.Value, ir.Value]) -> None:
+        """`seeds`: values of the forward pass and their gradients, (k, *shape) each."""
         self._add = Adder(model)
         self._known = known
         self._made: dict[Any, ir.Value] = {}
-        self._contributions: dict[ir.Value, list[Contribution]] = {}
+        self._contributions: dict[ir.Value, list[Contribution]] = {value: [seed] for value, seed in seeds.items()}
+        self.k = self("Shape", next(iter(seeds.values())), start=0, end=1)
+        """How many gradients each value has, int64 (1,)."""
 
     def __call__(self, operator: str, *inputs: Operand, **attributes: Any) -> ir.Value:
         """The node's one output; the same node is never made twice. Lists become int64, numbers float32."""
@@ -129,10 +132,14 @@ class Tape:
         """(k, B, …) -> (k * B, …), for operators of one rank; of (k, *shape of value) the axes from `keep` on stay."""
         return self("Reshape", gradient, [-1, *self.lengths(value, keep)])
 
-    def unfold(self, folded: ir.Value, before: ir.Value, value: ir.Value | None, keep: int = 1) -> ir.Value:
-        """Undoes `fold`; `before` is the gradient that was folded, whose first axes are those of the result."""
-        ahead = self("Shape", before, start=0, end=keep + 1)
-        return self("Reshape", folded, self("Concat", ahead, self.lengths(value, keep), axis=0))
+    def unfold(self, folded: ir.Value, value: ir.Value | None) -> ir.Value:
+        """Undoes a fold: any shape of as many numbers -> (k, *shape of value)."""
+        assert value is not None
+        shape = self.shape(value)
+        if shape.count(None) > 1:
+            return self("Reshape", folded, self("Concat", self.k, self("Shape", value), axis=0))
+        behind = [-1 if length is None else length for length in shape]
+        return self("Reshape", folded, self("Concat", self.k, behind, axis=0))
 
     def pad(self, gradient: ir.Value, axis: int, before: int, after: int) -> ir.Value:
         """Zeros around an axis of the value; negative lengths cut off."""

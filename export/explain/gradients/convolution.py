@@ -1,10 +1,12 @@
 """Convolutions and pools. Batch and k are one axis there, as these operators are of one rank."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.explain.gradients.rule import Rule, first
 from export.explain.tape import Tape
@@ -62,7 +64,7 @@ def _conv(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     window = _Window(tape, node, tape.lengths(weight, 2))
     folded = tape.fold(gradient, node.outputs[0])
     turned = tape("ConvTranspose", folded, weight, group=integer(node, "group", 1), **window.turned())
-    return tape.unfold(turned, gradient, data)
+    return tape.unfold(turned, data)
 
 
 def _average_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
@@ -71,19 +73,19 @@ def _average_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     shared = tape("Mul", gradient, 1 / _counts(node, window))
     folded = tape("Reshape", shared, [-1, 1, *window.after])
     turned = tape("ConvTranspose", folded, np.ones((1, 1, *window.kernel), np.float32), **window.turned())
-    return tape.unfold(turned, gradient, node.inputs[0], keep=2)
+    return tape.unfold(turned, node.inputs[0])
 
 
-def _counts(node: ir.Node, window: _Window) -> np.ndarray:
+def _counts(node: ir.Node, window: _Window) -> NDArray[np.float64]:
     """How many places each window is a mean of."""
     padded = integer(node, "count_include_pad", 0)
     counts: list[Sequence[int]] = []
     for axis, length in enumerate(window.before):
-        first, last = (-window.begin[axis], length + window.end[axis]) if padded else (0, length)
+        lowest, last = (-window.begin[axis], length + window.end[axis]) if padded else (0, length)
         starts = [at * window.strides[axis] - window.begin[axis] for at in range(window.after[axis])]
         places = [range(start, start + window.spans[axis], window.dilations[axis]) for start in starts]
-        counts.append([sum(first <= place < last for place in one) for one in places])
-    return math.prod(np.array(one).reshape(-1, *[1] * (len(counts) - 1 - axis)) for axis, one in enumerate(counts))
+        counts.append([sum(lowest <= place < last for place in one) for one in places])
+    return np.array([math.prod(one) for one in itertools.product(*counts)], np.float64).reshape(window.after)
 
 
 def _max_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
@@ -99,7 +101,7 @@ def _max_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     ahead = tape("Shape", gradient, start=0, end=3)
     zeros = tape("Expand", 0.0, tape("Concat", ahead, [size], axis=0))
     added = tape("ScatterElements", zeros, spread, flat, axis=3, reduction="add")
-    return tape.unfold(added, gradient, data, keep=2)
+    return tape.unfold(added, data)
 
 
 RULES: dict[str, Rule] = {

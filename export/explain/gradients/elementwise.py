@@ -43,7 +43,9 @@ def _pow(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     base, power = node.inputs
     exponent = tape.constant(power)
     if exponent is None or exponent.size != 1:
-        raise BundleError(f"the exponent of {describe(node)} is no constant number: no gradient can be taken through it")
+        raise BundleError(
+            f"the exponent of {describe(node)} is no constant number: no gradient can be taken through it"
+        )
     value = float(exponent.item())
     lowered = base if value == 2 else tape("Pow", base, value - 1)
     return tape.sum_to(tape("Mul", tape("Mul", gradient, value), lowered), base, tape.shape(node.outputs[0]))

@@ -31,12 +31,15 @@ def _matmul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Val
 
 
 def _by_weight(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """G Wᵀ with the very W of the forward pass."""
+    """G Wᵀ with the very W of the forward pass, as a Gemm that reads it transposed.
+
+    A Transpose of it would be folded into a second copy of the weights when the graph is loaded. Measured with ONNX
+    Runtime 1.31 on ViT-Ti/16, one thread: 26 MB more at load than labels alone instead of 5 MB, the linear weights
+    being 21 MB, and the products took as long (19 ms against 17 ms).
+    """
     data, weight = node.inputs
     flat = tape("Reshape", gradient, [-1, *tape.lengths(weight, 1)])
-    product = tape("Gemm", flat, weight, transB=1)
-    ahead = tape("Shape", gradient, start=0, end=-1)
-    return tape("Reshape", product, tape("Concat", ahead, tape.lengths(weight, 0, 1), axis=0))
+    return tape.unfold(tape("Gemm", flat, weight, transB=1), data)
 
 
 def _gemm(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
@@ -49,10 +52,8 @@ def _gemm(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value
         scaled = gradient if beta == 1 else tape("Mul", gradient, beta)
         return tape.sum_to(scaled, node.inputs[2], tape.shape(node.outputs[0]))
     if index == 0 and not turned[0]:
-        (width,) = tape.lengths(node.outputs[0], 1)
-        product = tape("Gemm", tape("Reshape", gradient, [-1, width]), right, transB=1 - turned[1], alpha=alpha)
-        ahead = tape("Shape", gradient, start=0, end=-1)
-        return tape("Reshape", product, tape("Concat", ahead, tape.lengths(left, 1), axis=0))
+        folded = tape.fold(gradient, node.outputs[0])
+        return tape.unfold(tape("Gemm", folded, right, transB=1 - turned[1], alpha=alpha), left)
     if index == 0:
         product = _turn(tape, tape("MatMul", gradient, right if turned[1] else tape.transposed(right)))
     else:

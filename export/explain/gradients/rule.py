@@ -20,7 +20,9 @@ def first(rule: Callable[[Tape, ir.Node, ir.Value], Contribution | list[Contribu
 
     def checked(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> Contribution | list[Contribution]:
         if index:
-            raise BundleError(f"input {index} of {describe(node)} hangs on attention: its gradient is known by input 0 only")
+            raise BundleError(
+                f"input {index} of {describe(node)} hangs on attention: its gradient is known by input 0 only"
+            )
         return rule(tape, node, gradient)
 
     return checked

@@ -127,7 +127,9 @@ def _added(tape: Tape, gradient: ir.Value, axis: int, length: int, places: NDArr
 def _pad(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """The same with its lengths negated, which cuts off what was added and puts zeros where something was cut off."""
     if words(node, "mode", "constant") != "constant":
-        raise BundleError(f"the gradient of {describe(node)} is known for constants around, not for {words(node, 'mode', '')}")
+        raise BundleError(
+            f"the gradient of {describe(node)} is known for constants around, not for {words(node, 'mode', '')}"
+        )
     lengths = tape.numbers(node, 1)
     assert lengths is not None
     axes = tape.numbers(node, 3) or list(range(tape.rank(node.inputs[0])))
@@ -143,8 +145,12 @@ def _tile(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     shape = tape.shape(node.inputs[0])
     if shape.count(None) > 1:
         raise BundleError(f"{describe(node)} repeats a value whose axes grow with the batch: no gradient is known")
-    split = [one for count, length in zip(repeats, shape, strict=True) for one in (count, -1 if length is None else length)]
-    summed = tape("ReduceSum", tape("Reshape", gradient, [0, *split]), [2 * axis + 1 for axis in range(len(shape))], keepdims=0)
+    split = [
+        one for count, length in zip(repeats, shape, strict=True) for one in (count, -1 if length is None else length)
+    ]
+    summed = tape(
+        "ReduceSum", tape("Reshape", gradient, [0, *split]), [2 * axis + 1 for axis in range(len(shape))], keepdims=0
+    )
     return summed
 
 

@@ -96,10 +96,15 @@ def _is_flat(node: ir.Node) -> bool:
 
 def _used(node: ir.Node) -> Iterator[ir.Value]:
     """Inputs, and what branches and loops take from around them."""
-    yield from (value for value in node.inputs if value is not None)
+    yield from (value for value in _inputs(node) if value is not None)
     for graph in _graphs(node):
         for inner in graph:
             yield from _used(inner)
+
+
+def _inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The second input of CastLike only lends its type."""
+    return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
 
 
 def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -114,7 +119,7 @@ def _through(tape: Tape, node: ir.Node, values: Collection[ir.Value]) -> None:
     if node.op_type != "Split" and any(one is not None for one in gradients[1:]):
         raise BundleError(f"more than the first output of {describe(node)} is used")
     gradient = next((one for one in gradients if one is not None), None)
-    for index, value in enumerate(node.inputs):
+    for index, value in enumerate(_inputs(node)):
         if gradient is not None and value is not None and value in values:
             given = RULES[node.op_type](tape, node, index, gradient)
             for contribution in given if isinstance(given, list) else [given]:

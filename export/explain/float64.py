@@ -72,7 +72,8 @@ class Float64:
         if node not in self._evaluators:
             self._evaluators[node] = ReferenceEvaluator(_alone(node), opsets={"": OPSET}, new_ops=[*_EXACT])
         try:
-            return [_float64(one) for one in self._evaluators[node].run(None, inputs)]
+            with np.errstate(all="ignore"):  # a row whose keys are all masked is NaN until the graph itself mends it
+                return [_float64(one) for one in self._evaluators[node].run(None, inputs)]
         except Exception as error:  # of the evaluator; its exceptions share no base class
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BundleError(f"onnx's own evaluator does not run {describe(node)} in float64: {line[:200]}") from error

@@ -41,8 +41,8 @@ def check_gradients(
         if done == _DIRECTIONS:
             return worst
     raise BundleError(
-        f"the gradients of {logits.name} could not be checked: {_ATTEMPTS - done} of {_ATTEMPTS} directions lead over a "
-        "kink, where no derivative is"
+        f"the gradients of {logits.name} could not be checked: {_ATTEMPTS - done} of {_ATTEMPTS} directions lead over "
+        "a kink, where no derivative is"
     )
 
 
@@ -65,7 +65,8 @@ class _Check:
         self._graph, self._logits, self._generator = Float64(model), logits, generator
         pixels = model.graph.inputs[0]
         assert pixels.shape is not None
-        pictures = generator.standard_normal((_BATCH, *(int(length) for length in pixels.shape[1:])))  # type: ignore[arg-type]
+        size = [length for length in pixels.shape[1:] if isinstance(length, int)]
+        pictures = generator.standard_normal((_BATCH, *size))
         values = self._graph.run({pixels: pictures}, [logits, *gradients], keep=True)
         self._here: Array = values[logits]
         self._seed = _one_hot(self._here, generator)
@@ -75,9 +76,11 @@ class _Check:
         self._shapes = {value: values[value].shape for value in gradients}
         self._given = _unmoved(model, values, set(gradients))
         for value, array in self._gradients.items():
-            if array.shape != (_CLASSES, *self._shapes[value]) or not np.isfinite(array).all():
-                raise BundleError(f"the gradient of {logits.name} by {said(value)} is not finite, or {array.shape} is not "
-                                  f"its shape {(_CLASSES, *self._shapes[value])}")  # fmt: skip
+            shape = (_CLASSES, *self._shapes[value])
+            if array.shape != shape:
+                raise BundleError(f"the gradient by {said(value)} must have the shape {shape}; it has {array.shape}")
+            if not np.isfinite(array).all():
+                raise BundleError(f"the gradient of {logits.name} by {said(value)} is not finite")
         norms = {value: float(np.linalg.norm(array)) for value, array in self._gradients.items()}
         loudest = max(norms.values())
         if loudest == 0:

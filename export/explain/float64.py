@@ -137,13 +137,13 @@ class ConvTranspose(OpRun):
         self, x: Array, weight: Array, *, group: int, strides: list[int], dilations: list[int], pads: list[int],
         output_padding: list[int], **_: Any,
     ) -> tuple[Array]:  # fmt: skip
-        """x (B, C, …), weight (C, M / group, …)."""
+        """Of (B, C, …) and a weight (C, M / group, …)."""
         batch, kernel, rank = len(x), weight.shape[2:], x.ndim - 2
         parts = x.reshape(batch, group, -1, *x.shape[2:])
         weights = weight.reshape(group, -1, *weight.shape[1:])
         spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-        whole = [(length - 1) * stride + span + more
-                 for length, stride, span, more in zip(x.shape[2:], strides, spans, output_padding, strict=True)]  # fmt: skip
+        sizes = zip(x.shape[2:], strides, spans, output_padding, strict=True)
+        whole = [(length - 1) * stride + span + more for length, stride, span, more in sizes]
         result = np.zeros((batch, group, weight.shape[1], *whole))
         for place in np.ndindex(*kernel):
             begins = [at * step for at, step in zip(place, dilations, strict=True)]

@@ -1,4 +1,4 @@
-"""What is known of the values of a graph before it runs: their shapes, and the numbers of those that hang on no picture.
+"""What is known of the values of a graph before it runs: their shapes, and numbers that hang on no picture.
 
 Shape inference loses its way where shapes are computed; ONNX Runtime does not. So the graph is run twice, with a batch
 of 2 and of 3, without its weights, which decide no shape: what is equal in both runs does not grow with the batch.

@@ -8,7 +8,10 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 NO_GRADIENT = frozenset(
-    "Shape Size IsNaN IsInf Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor ArgMax ArgMin NonZero "
-    "ConstantOfShape EyeLike Range OneHot Sign Floor Ceil Round".split()
-)
+    (
+        "Shape", "Size", "IsNaN", "IsInf", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or",
+        "Not", "Xor", "ArgMax", "ArgMin", "NonZero", "ConstantOfShape", "EyeLike", "Range", "OneHot", "Sign", "Floor", "Ceil",
+        "Round",
+    )
+)  # fmt: skip
 """Operators whose results are whole numbers or truths, or do not change with what little their inputs change."""

@@ -68,7 +68,7 @@ def _erf(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
 
 
 def _bell(tape: Tape, value: ir.Value | None) -> ir.Value:
-    """exp(-x²)."""
+    """Gives exp(-x²)."""
     return tape("Exp", tape("Neg", tape("Mul", value, value)))
 
 
@@ -86,7 +86,7 @@ def _hard_sigmoid(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
 
 
 def _hard_swish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
-    """x clip(x / 6 + 1/2, 0, 1): the clipped factor, and x / 6 where it is not clipped."""
+    """Of x clip(x / 6 + 1/2, 0, 1): the clipped factor, and x / 6 where it is not clipped."""
     data = node.inputs[0]
     slope = tape("Mul", data, 1 / 6)
     inside = tape("Less", tape("Abs", data), 3.0)
@@ -120,7 +120,7 @@ def _gelu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
 
 
 def _gelu_by_tanh(tape: Tape, data: ir.Value | None) -> ir.Value:
-    """x (1 + tanh u) / 2 with u = sqrt(2 / π) (x + 0.044715 x³)."""
+    """Of x (1 + tanh u) / 2 with u = sqrt(2 / π) (x + 0.044715 x³)."""
     inner, cubic = math.sqrt(2 / math.pi), 0.044715
     square = tape("Mul", data, data)
     curve = tape("Tanh", tape("Mul", data, tape("Add", tape("Mul", square, inner * cubic), inner)))

@@ -59,7 +59,7 @@ def _slice(tape: Tape, node: ir.Node, gradient: ir.Value) -> Contribution:
     if len(cut) == 1 and cut[0][2].step == 1:
         place, _, taken = cut[0]
         return Part(place, taken.start, taken.stop, gradient)
-    for place, length, taken in reversed(sorted(cut, key=lambda one: one[0])):
+    for place, length, taken in sorted(cut, key=lambda one: -one[0]):
         gradient = _spread(tape, gradient, (place, tape.shape(data)[place + 1 :]), length, taken)
     return gradient
 
@@ -145,13 +145,11 @@ def _tile(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     shape = tape.shape(node.inputs[0])
     if shape.count(None) > 1:
         raise BundleError(f"{describe(node)} repeats a value whose axes grow with the batch: no gradient is known")
-    split = [
-        one for count, length in zip(repeats, shape, strict=True) for one in (count, -1 if length is None else length)
-    ]
-    summed = tape(
-        "ReduceSum", tape("Reshape", gradient, [0, *split]), [2 * axis + 1 for axis in range(len(shape))], keepdims=0
-    )
-    return summed
+    split = [0]
+    for count, length in zip(repeats, shape, strict=True):
+        split += [count, -1 if length is None else length]
+    apart = tape("Reshape", gradient, split)
+    return tape("ReduceSum", apart, [2 * axis + 1 for axis in range(len(shape))], keepdims=0)
 
 
 RULES: dict[str, Rule] = {

@@ -1,6 +1,7 @@
 """Gradients of a PyTorch model by its attention probabilities, as autograd gives them."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,5 +51,7 @@ def exact(model: nn.Module) -> nn.Module:
 def matching(shapes: Sequence[tuple[int, ...]], seen: Sequence[Tensor]) -> list[int]:
     """Of each value of the graph the softmax that it is, both in depth order; a graph leaves some out."""
     left = iter(enumerate(seen))
-    return [next(index for index, one in left if one.numel() == torch.Size(shape).numel() and one.shape[-1] == shape[-1])
-            for shape in shapes]  # fmt: skip
+    return [
+        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-1] == shape[-1])
+        for shape in shapes
+    ]

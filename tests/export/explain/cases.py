@@ -51,6 +51,11 @@ def sliced(function: Callable[[Tensor], Tensor], starts: Any, ends: Any, axes: A
     return Case("i = Identity(s)\ny = Slice(x, i, e, a, t)", PICTURE, function, constants)
 
 
+def batch_norm(x: Tensor) -> Tensor:
+    constants = (double(array) for array in (MEAN, VARIANCE, SCALE, MEAN))
+    return F.batch_norm(x, *constants, eps=float(np.float32(1e-5)))
+
+
 def guarded(x: Tensor) -> Tensor:
     """What a row of nothing but masked keys gives is 0 by decree."""
     weights = x.masked_fill(~torch.from_numpy(MASK), -torch.inf).softmax(-1)
@@ -143,7 +148,9 @@ CASES: dict[str, Case] = {
         lambda x, w: torch.einsum("bhrcd,rkd->bhrck", x, w),
     ),
     "Reshape, 0 and -1": Case("y = Reshape(x, s)", X, lambda x: x.flatten(1), {"s": np.array([0, -1])}),
-    "Reshape, batch and tokens": Case("y = Reshape(x, s)", X, lambda x: x.reshape(-1, 2, 2), {"s": np.array([-1, 2, 2])}),
+    "Reshape, batch and tokens": Case(
+        "y = Reshape(x, s)", X, lambda x: x.reshape(-1, 2, 2), {"s": np.array([-1, 2, 2])},
+    ),
     "Reshape, two axes of the batch": Case(
         "a = Shape<start: int = 0, end: int = 1>(x)\ns = Concat<axis: int = 0>(a, m, a)\n"
         "y = Reshape<allowzero: int = 1>(x, s)", {"x": ("n", "n", 3)}, lambda x: x.reshape(len(x), 3, len(x)),
@@ -251,12 +258,12 @@ CASES: dict[str, Case] = {
     ),
     "BatchNormalization": Case(
         "y = BatchNormalization(x, s, b, m, v)", PICTURE,
-        lambda x: F.batch_norm(x, double(MEAN), double(VARIANCE), double(SCALE), double(MEAN), eps=float(np.float32(1e-5))),
+        batch_norm,
         {"s": SCALE, "b": MEAN, "m": MEAN, "v": VARIANCE},
     ),
     "BatchNormalization, no axes behind": Case(
         "y = BatchNormalization(x, s, b, m, v)", {"x": ("n", 4)},
-        lambda x: F.batch_norm(x, double(MEAN), double(VARIANCE), double(SCALE), double(MEAN), eps=float(np.float32(1e-5))),
+        batch_norm,
         {"s": SCALE, "b": MEAN, "m": MEAN, "v": VARIANCE},
     ),
     "LpNormalization": Case("y = LpNormalization<axis: int = 1>(x)", X, lambda x: F.normalize(x, dim=1)),
@@ -286,7 +293,8 @@ CASES: dict[str, Case] = {
         lambda x: F.conv1d(x, double(LINE), stride=2, padding=1), {"w": LINE},
     ),
     "AveragePool": Case(
-        "y = AveragePool<kernel_shape: ints = [2, 2], strides: ints = [2, 2]>(x)", PICTURE, lambda x: F.avg_pool2d(x, 2),
+        "y = AveragePool<kernel_shape: ints = [2, 2], strides: ints = [2, 2]>(x)", PICTURE,
+        lambda x: F.avg_pool2d(x, 2),
     ),
     "AveragePool, overlapping, pads not counted": Case(
         "y = AveragePool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>(x)", PICTURE,
@@ -294,7 +302,8 @@ CASES: dict[str, Case] = {
     ),
     "AveragePool, rounded up, pads counted": Case(
         "y = AveragePool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1], "
-        "ceil_mode: int = 1, count_include_pad: int = 1>(x)", PICTURE, lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+        "ceil_mode: int = 1, count_include_pad: int = 1>(x)", PICTURE,
+        lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
     ),
     "MaxPool": Case(
         "y = MaxPool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>(x)", PICTURE,

@@ -1,4 +1,4 @@
-"""Families of transformers with attention, as small models with seeded weights: those of `tests.export.families`, more."""
+"""Families of transformers with attention, as small models with seeded weights, more than `tests.export.families`."""
 
 from typing import Any
 

@@ -55,7 +55,7 @@ def expected(case: Case, arrays: dict[str, NDArray[np.float64]], seed: NDArray[n
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_rule_gives_the_gradient_of_autograd(name: str) -> None:
-    """For pictures alone and together, for one logit and for three, in float64 by onnx and in float32 by ONNX Runtime."""
+    """For one picture and several, one logit and three, in float64 by onnx and in float32 by ONNX Runtime."""
     case = CASES[name]
     model = model_of(case)
     wanted = [value for value in model.graph.inputs if value.name in case.inputs and _reaches(case, value.name)]

@@ -7,11 +7,9 @@ RULES: dict[str, Rule] = {
     **elementwise.RULES, **linear.RULES, **shape.RULES, **reduce.RULES, **normalize.RULES, **convolution.RULES,
 }  # fmt: skip
 
-NO_GRADIENT = frozenset(
-    (
-        "Shape", "Size", "IsNaN", "IsInf", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or",
-        "Not", "Xor", "ArgMax", "ArgMin", "NonZero", "ConstantOfShape", "EyeLike", "Range", "OneHot", "Sign", "Floor", "Ceil",
-        "Round",
-    )
-)  # fmt: skip
+NO_GRADIENT = frozenset((
+    "Shape", "Size", "IsNaN", "IsInf", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not",
+    "Xor", "ArgMax", "ArgMin", "NonZero", "ConstantOfShape", "EyeLike", "Range", "OneHot", "Sign", "Floor", "Ceil",
+    "Round",
+))  # fmt: skip
 """Operators whose results are whole numbers or truths, or do not change with what little their inputs change."""

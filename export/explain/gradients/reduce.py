@@ -54,6 +54,10 @@ def _l2(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return tape("Mul", quotient, node.inputs[0])
 
 
+def _l1(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    return tape("Sign", node.inputs[0])
+
+
 def _sum_square(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
     return tape("Mul", node.inputs[0], 2.0)
 
@@ -74,6 +78,7 @@ RULES: dict[str, Rule] = {
     "ReduceSum": first(_spread),
     "ReduceMean": first(_mean),
     "GlobalAveragePool": first(_mean),
+    "ReduceL1": first(_times(_l1)),
     "ReduceL2": first(_l2),
     "ReduceSumSquare": first(_times(_sum_square)),
     "ReduceLogSumExp": first(_times(_log_sum_exp)),

@@ -124,6 +124,16 @@ def _added(tape: Tape, gradient: ir.Value, axis: int, length: int, places: NDArr
     return total
 
 
+def _gather_elements(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """Each number is added back where it came from, which the picture may decide."""
+    data, places = node.inputs
+    axis = integer(node, "axis", 0) % tape.rank(data)
+    assert data is not None
+    zeros = tape("Expand", 0.0, tape("Concat", tape.k, tape("Shape", data), axis=0))
+    again = tape("Expand", places, tape("Shape", gradient))
+    return tape("ScatterElements", zeros, again, gradient, axis=axis + 1, reduction="add")
+
+
 def _pad(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """The same with its lengths negated, which cuts off what was added and puts zeros where something was cut off."""
     if words(node, "mode", "constant") != "constant":
@@ -160,6 +170,7 @@ RULES: dict[str, Rule] = {
     "Split": first(_split),
     "Slice": first(_slice),
     "Gather": first(_gather),
+    "GatherElements": first(_gather_elements),
     "Pad": first(_pad),
     "Tile": first(_tile),
 }

@@ -176,6 +176,13 @@ CASES: dict[str, Case] = {
         "y = Gather<axis: int = 1>(x, i)", X, lambda x: x[:, torch.tensor([[0, 2, 2], [0, 0, 2]])],
         {"i": np.array([[0, 2, 2], [0, 0, 2]])},
     ),
+    "GatherElements": Case(
+        "y = GatherElements<axis: int = 2>(x, i)", {"x": (1, 2, 4)},
+        lambda x: x.gather(2, torch.tensor([[[0, 3, 3], [1, 1, 1]]])), {"i": np.array([[[0, 3, 3], [1, 1, 1]]])},
+    ),
+    "GatherElements, by the picture": Case(
+        "i = ArgMax<axis: int = 1>(x)\ny = GatherElements<axis: int = 1>(x, i)", X, lambda x: x.amax(1, True),
+    ),
     "parts side by side, with a gap": Case(
         "a = Gather<axis: int = 1>(x, i)\nb = Slice(x, s, e, one)\nu = Unsqueeze(a, one)\nm = Mul(u, b)\n"
         "y = Add(m, b)", PICTURE, lambda x: x[:, :1] * x[:, 2:3] + x[:, 2:3],
@@ -212,6 +219,7 @@ CASES: dict[str, Case] = {
     "ReduceMean, gone": Case(
         "y = ReduceMean<keepdims: int = 0>(x, a)", PICTURE, lambda x: x.mean((1, 3)), {"a": np.array([3, 1])},
     ),
+    "ReduceL1": Case("y = ReduceL1(x, a)", X, lambda x: x.abs().sum(2, True), {"a": np.array([2])}),
     "ReduceL2": Case("y = ReduceL2<keepdims: int = 0>(x, a)", X, lambda x: x.norm(dim=2), {"a": np.array([2])}),
     "ReduceSumSquare": Case("y = ReduceSumSquare(x, a)", X, lambda x: (x * x).sum(2, True), {"a": np.array([2])}),
     "ReduceLogSumExp": Case(

@@ -1,6 +1,5 @@
 """Gradients of a PyTorch model by its attention probabilities, as autograd gives them."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,11 +40,6 @@ def gradients(model: nn.Module, pixels: Tensor, seed: Tensor) -> tuple[list[Tens
     rows = [torch.autograd.grad(logits, mode.seen, one, retain_graph=True, allow_unused=True) for one in seed]
     used = [index for index, one in enumerate(rows[0]) if one is not None]
     return [mode.seen[index] for index in used], [torch.stack([row[index] for row in rows]) for index in used]
-
-
-def exact(model: nn.Module) -> nn.Module:
-    """The model in float64."""
-    return copy.deepcopy(model).double()
 
 
 def matching(shapes: Sequence[tuple[int, ...]], seen: Sequence[Tensor]) -> list[int]:

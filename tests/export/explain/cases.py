@@ -313,6 +313,19 @@ CASES: dict[str, Case] = {
         "ceil_mode: int = 1, count_include_pad: int = 1>(x)", PICTURE,
         lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
     ),
+    "Resize, by sizes": Case(
+        'y = Resize<mode: string = "linear">(x, , , s)', {"x": (2, 4, 5, 6)},
+        lambda x: F.interpolate(x, (7, 9), mode="bilinear"), {"s": np.array([2, 4, 7, 9])},
+    ),
+    "Resize, by scales": Case(
+        'y = Resize<mode: string = "nearest", nearest_mode: string = "floor", '
+        'coordinate_transformation_mode: string = "asymmetric">(x, , s)', PICTURE,
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest"), {"s": np.array([1, 1, 2, 2], np.float32)},
+    ),
+    "Resize, axes given, smaller": Case(
+        'y = Resize<mode: string = "linear", axes: ints = [-1]>(x, , , s)', PICTURE,
+        lambda x: F.interpolate(x, (7, 3), mode="bilinear"), {"s": np.array([3])},
+    ),
     "MaxPool": Case(
         "y = MaxPool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>(x)", PICTURE,
         lambda x: F.max_pool2d(x, 3, 2, 1),

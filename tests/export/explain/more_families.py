@@ -13,7 +13,6 @@ _STAGES = {"depths": [1, 1], "num_encoder_blocks": 2, "sr_ratios": [2, 1], "sequ
            "hidden_sizes": [16, 32], "patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2],
            "mlp_ratios": [2, 2], "image_size": 32}  # fmt: skip
 _MORE: dict[str, tuple[str, dict[str, Any]]] = {
-    "DINOv3": ("DINOv3ViTForImageClassification", {**_VIT, "num_register_tokens": 2}),
     "SigLIP": ("SiglipForImageClassification", {"vision_config": _VIT}),
     "PVT": ("PvtForImageClassification", _STAGES),
     "PVT V2": ("PvtV2ForImageClassification", _STAGES),
@@ -58,10 +57,9 @@ def model(name: str) -> nn.Module:
         made: Any = families.model(name)
     else:
         architecture, configuration = _MORE[name]
-        labels = {"id2label": dict(enumerate(families.LABELS))}
         model_class = getattr(transformers, architecture)
         torch.manual_seed(0)
-        made = model_class(model_class.config_class(**configuration, **labels)).eval()
+        made = model_class(model_class.config_class(**configuration, num_labels=len(families.LABELS))).eval()
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -13,11 +13,13 @@ from saccade.errors import BundleError
 
 LIMIT = 1e-6
 """Largest relative error of a derivative along a direction."""
-_STEPS = (1e-4, 1e-5, 1e-3, 1e-6)
-"""Large ones are rounded less, small ones bend less and cross fewer kinks: one of them has to agree."""
+_STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+"""Large ones are rounded less, small ones cross fewer kinks: one of them has to agree."""
+_KINK = 1e-5
+"""By so much, relatively, slopes to the left and to the right may differ from one step on without being a kink."""
 _DIRECTIONS = 3
 _ATTEMPTS = 12
-_LOUDER = 1e4
+_LOUDER = 1e3
 """A layer with a small gradient is changed more than others, up to so many times, for its share to count."""
 _BATCH, _CLASSES = 2, 2
 
@@ -48,9 +50,9 @@ def check_gradients(
 
 class _Found(NamedTuple):
     error: float
-    """The smallest that a step gave, of the worse of the two classes."""
+    """Of the worse of the two classes, at the step that agrees best."""
     kink: bool
-    """Whether to the left and to the right the slopes differ."""
+    """Whether one was met on the way to a step that agrees."""
 
 
 class _Check:
@@ -113,9 +115,14 @@ class _Check:
         size = np.sqrt(squares)  # that the inner product has on the whole, for one may be near 0 by chance
         best, kink = np.inf, False
         for step in _STEPS:
-            ahead, back = (self._change(direction, sign * step) / step for sign in (1, -1))
-            error = float(np.max(np.abs((ahead - back) / 2 - expected) / size))
-            best, kink = min(best, error), bool(np.max(np.abs(ahead + back) / size) >= error)
+            near, far = ([self._change(direction, sign * many * step) for sign in (1, -1)] for many in (1, 2))
+            slope = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * step)
+            bends = [np.abs(ahead + back) / (many * step) / size for many, (ahead, back) in ((1, near), (2, far))]
+            # At half the step a curve bends half as much.
+            if np.any((bends[0] > _KINK) & (bends[0] > 0.75 * bends[1])):
+                kink = True
+                continue
+            best = min(best, float(np.max(np.abs(slope - expected) / size)))
             if best < LIMIT:
                 break
         return _Found(best, kink)

@@ -5,13 +5,13 @@ gradient flows only where it must: through nodes that lie between a wanted value
 inputs that hang on a wanted value; never into weights, and not into what comes before the first attention.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from export.explain.gradients import NO_GRADIENT, RULES
-from export.explain.known import Known, said
+from export.explain.known import Known, graphs, said, used
 from export.explain.tape import Tape
 from export.graph.nodes import describe
 from saccade.errors import BundleError
@@ -68,7 +68,7 @@ class _Path(NamedTuple):
         for number, node in enumerate(self.nodes, 1):
             if node.domain == "" and node.op_type in RULES:
                 continue
-            inner = next(_graphs(node), None)
+            inner = next(graphs(node), None)
             why = "no gradient is known for" if inner is None else "no gradient is taken through branches and loops:"
             raise BundleError(f"{why} {describe(node)}, {self.place(number)}")
 
@@ -76,14 +76,14 @@ class _Path(NamedTuple):
 def _path(model: ir.Model, seeds: Collection[ir.Value], wanted: Sequence[ir.Value]) -> _Path:
     reached, behind = set(wanted), []
     for node in model.graph:
-        if not _is_flat(node) and any(value in reached for value in _used(node)):
+        if not _is_flat(node) and any(value in reached for value in _carrying(node)):
             behind.append(node)
             reached |= set(node.outputs)
     needed, nodes = set(seeds) & reached, []
     for node in reversed(behind):
         if any(value in needed for value in node.outputs):
             nodes.append(node)
-            needed |= {value for value in _used(node) if value in reached}
+            needed |= {value for value in _carrying(node) if value in reached}
     return _Path(nodes[::-1], needed, wanted, seeds)
 
 
@@ -94,23 +94,9 @@ def _is_flat(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in NO_GRADIENT
 
 
-def _used(node: ir.Node) -> Iterator[ir.Value]:
-    """Inputs, and what branches and loops take from around them."""
-    yield from (value for value in _inputs(node) if value is not None)
-    for graph in _graphs(node):
-        for inner in graph:
-            yield from _used(inner)
-
-
-def _inputs(node: ir.Node) -> Sequence[ir.Value | None]:
-    """The second input of CastLike only lends its type."""
-    return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
-
-
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+def _carrying(node: ir.Node) -> Collection[ir.Value]:
+    """What a gradient may flow into: of CastLike not the second input, which only lends its type."""
+    return {*node.inputs[:1]} - {None} if node.op_type == "CastLike" else {*used(node)}
 
 
 def _through(tape: Tape, node: ir.Node, values: Collection[ir.Value]) -> None:
@@ -119,8 +105,8 @@ def _through(tape: Tape, node: ir.Node, values: Collection[ir.Value]) -> None:
     if node.op_type != "Split" and any(one is not None for one in gradients[1:]):
         raise BundleError(f"more than the first output of {describe(node)} is used")
     gradient = next((one for one in gradients if one is not None), None)
-    for index, value in enumerate(_inputs(node)):
-        if gradient is not None and value is not None and value in values:
+    for index, value in enumerate(node.inputs):
+        if gradient is not None and value in values and value in _carrying(node):
             given = RULES[node.op_type](tape, node, index, gradient)
             for contribution in given if isinstance(given, list) else [given]:
                 tape.give(value, contribution)

@@ -4,7 +4,7 @@ Shape inference loses its way where shapes are computed; ONNX Runtime does not. 
 of 2 and of 3, without its weights, which decide no shape: what is equal in both runs does not grow with the batch.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class Known:
         """Raises BundleError where ONNX Runtime does not run the graph."""
         self._shapes: dict[ir.Value, Shape] = {}
         self._constants: dict[ir.Value, NDArray[Any]] = {}
-        asked = [value for value in dict.fromkeys(constants) if value.const_value is None]
+        hanging = _hanging(model)
+        asked = [value for value in dict.fromkeys(constants) if value.const_value is None and value not in hanging]
         shaped = [value for value in dict.fromkeys(values) if value.const_value is None]
         few, more = (_run(model, shaped, asked, batch) for batch in _BATCHES)
         for value, one, other in zip(shaped, few, more, strict=False):

@@ -38,8 +38,8 @@ class Weighing(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.net.explain(pixels).logits
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.net.explain(pixel_values).logits
 
 
 class Differentiated(NamedTuple):
@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "an exponent that attention decides": ("y = Pow(x, a)", {}, "input 1 of Pow 'node_1' hangs on attention"),
     "statistics of the batch": (
-        "u = Transpose<perm: ints = [0, 2, 1]>(a)\ny = BatchNormalization<training_mode: int = 1>(u, o, o, o, o)",
+        "u = Transpose<perm: ints = [0, 2, 1]>(a)\ny, m, v = BatchNormalization<training_mode: int = 1>(u, o, o, o, o)",
         {"o": np.ones(4, np.float32)}, "BatchNormalization 'node_2' is in training mode",
     ),
     "a diagonal": (

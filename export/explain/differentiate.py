@@ -11,9 +11,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from export.explain.gradients import NO_GRADIENT, RULES
-from export.explain.known import Known, graphs, said, used
+from export.explain.known import Known, said
 from export.explain.tape import Tape
-from export.graph.nodes import describe
+from export.graph.nodes import describe, graphs, used
 from saccade.errors import BundleError
 
 

@@ -4,7 +4,7 @@ Shape inference loses its way where shapes are computed; ONNX Runtime does not. 
 of 2 and of 3, without its weights, which decide no shape: what is equal in both runs does not grow with the batch.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.graph.evaluate import OPSET
-from export.graph.nodes import describe
+from export.graph.nodes import describe, used
 from export.runtime import PROVIDER
 from saccade.errors import BundleError
 
@@ -57,6 +57,15 @@ class Known:
         if value is None:
             return None
         return self._constants.get(value) if value.const_value is None else value.const_value.numpy()
+
+
+def _hanging(model: ir.Model) -> set[ir.Value]:
+    """Values that a picture may change, and not its shape alone."""
+    hanging = set(model.graph.inputs)
+    for node in model.graph:
+        if node.op_type not in ("Shape", "Size") and any(value in hanging for value in used(node)):
+            hanging |= set(node.outputs)
+    return hanging
 
 
 def _run(model: ir.Model, shaped: Sequence[ir.Value], constants: Iterable[ir.Value], batch: int) -> list[NDArray[Any]]:

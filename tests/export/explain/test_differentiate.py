@@ -27,7 +27,7 @@ from tests.export.explain.autograd import gradients, matching
 
 OURS = ("tiny-vit", "tiny-vit-mean", "tiny-cct", "tiny-hybrid")
 FAMILIES = (
-    "DeiT, distilled", "BEiT", "DINOv2 with registers", "Swin", "MobileViT", "PVT", "SegFormer", "LeViT", "SigLIP", "CvT",
+    "DeiT, distilled", "BEiT", "DINOv2 with registers", "Swin", "MobileViT", "PVT", "SegFormer", "LeViT", "SigLIP",
 )  # fmt: skip
 
 

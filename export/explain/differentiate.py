@@ -96,7 +96,8 @@ def _is_flat(node: ir.Node) -> bool:
 
 def _carrying(node: ir.Node) -> Collection[ir.Value]:
     """What a gradient may flow into: of CastLike not the second input, which only lends its type."""
-    return {*node.inputs[:1]} - {None} if node.op_type == "CastLike" else {*used(node)}
+    values = list(used(node))
+    return values[:1] if node.op_type == "CastLike" else values
 
 
 def _through(tape: Tape, node: ir.Node, values: Collection[ir.Value]) -> None:
@@ -106,7 +107,7 @@ def _through(tape: Tape, node: ir.Node, values: Collection[ir.Value]) -> None:
         raise BundleError(f"more than the first output of {describe(node)} is used")
     gradient = next((one for one in gradients if one is not None), None)
     for index, value in enumerate(node.inputs):
-        if gradient is not None and value in values and value in _carrying(node):
+        if gradient is not None and value is not None and value in values and value in _carrying(node):
             given = RULES[node.op_type](tape, node, index, gradient)
             for contribution in given if isinstance(given, list) else [given]:
                 tape.give(value, contribution)

@@ -82,17 +82,17 @@ def _run(model: ir.Model, shaped: Sequence[ir.Value], constants: Iterable[ir.Val
     outputs = []
     for index, value in enumerate(shaped):
         outputs.append(onnx.helper.make_empty_tensor_value_info(f"shape of {index}"))
-        nodes.append(onnx.helper.make_node("Shape", [value.name], [f"shape of {index}"]))
+        nodes.append(onnx.helper.make_node("Shape", [value.name or ""], [f"shape of {index}"]))
     for index, value in enumerate(constants):
         outputs.append(onnx.helper.make_empty_tensor_value_info(f"numbers of {index}"))
-        nodes.append(onnx.helper.make_node("Identity", [value.name], [f"numbers of {index}"]))
+        nodes.append(onnx.helper.make_node("Identity", [value.name or ""], [f"numbers of {index}"]))
     if not outputs:
         return []
     inputs, feed = [], {}
     for value in model.graph.inputs:
         zeros = _input(value, batch)
         inputs.append(onnx.helper.make_tensor_value_info(
-            value.name, onnx.helper.np_dtype_to_tensor_dtype(zeros.dtype), zeros.shape))  # fmt: skip
+            value.name or "", onnx.helper.np_dtype_to_tensor_dtype(zeros.dtype), zeros.shape))  # fmt: skip
         feed[value.name] = zeros
     graph = onnx.helper.make_graph(nodes, "shapes", inputs, outputs, initializers)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
@@ -124,7 +124,7 @@ def _zeros(value: ir.Value) -> list[onnx.NodeProto]:
     zero = onnx.helper.make_tensor("zero", kind, [1], [0])
     return [
         onnx.helper.make_node("Constant", [], [f"shape of {value.name}"], value=shape),
-        onnx.helper.make_node("ConstantOfShape", [f"shape of {value.name}"], [value.name], value=zero),
+        onnx.helper.make_node("ConstantOfShape", [f"shape of {value.name}"], [value.name or ""], value=zero),
     ]
 
 

@@ -21,14 +21,6 @@ _MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "image_size": 32, "hidden_sizes": [16, 16, 24], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1],
         "key_dim": [8, 8, 8], "patch_size": 16, "attention_ratio": [2, 2, 2], "kernel_size": 3, "stride": 2,
     }),
-    "CvT": ("CvtForImageClassification", {
-        "embed_dim": [16, 24], "num_heads": [1, 2], "depth": [1, 1], "patch_sizes": [7, 3], "patch_stride": [4, 2],
-        "patch_padding": [2, 1], "mlp_ratio": [2.0, 2.0], "attention_drop_rate": [0.0, 0.0], "drop_rate": [0.0, 0.0],
-        "drop_path_rate": [0.0, 0.0], "qkv_bias": [True, True], "cls_token": [False, True],
-        "qkv_projection_method": ["dw_bn", "dw_bn"], "kernel_qkv": [3, 3], "padding_kv": [1, 1], "stride_kv": [2, 2],
-        "padding_q": [1, 1], "stride_q": [1, 1],
-    }),
-    "Data2Vec": ("Data2VecVisionForImageClassification", {**_VIT, "use_relative_position_bias": True}),
     "I-JEPA": ("IJepaForImageClassification", _VIT),
     "ViT MSN": ("ViTMSNForImageClassification", _VIT),
     "Hiera": ("HieraForImageClassification", {

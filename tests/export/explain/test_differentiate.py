@@ -114,7 +114,9 @@ def test_a_wrong_gradient_is_found_and_named() -> None:
     wrong = ir.node("Mul", [result[first], ir.Value(name="factor", const_value=ir.tensor(np.float32(1.00001)))])
     model.graph.append(wrong)
     try:
-        with pytest.raises(BundleError, match=f"by {first.name!r} of Softmax .* is off by 1[.0-9]*e-05 of finite differences"):
+        with pytest.raises(
+            BundleError, match=f"by {first.name!r} of Softmax .* is off by 1[.0-9]*e-05 of finite differences"
+        ):
             check_gradients(model, {logits: seed}, {first: wrong.outputs[0], **{one: result[one] for one in rest}})
     finally:
         model.graph.remove(wrong)

@@ -128,9 +128,9 @@ class Tape:
             return self("Expand", gradient, self("Concat", [1], self("Shape", value), axis=0))
         return self("Expand", gradient, [1, *(1 if length is None else length for length in wanted)])
 
-    def fold(self, gradient: ir.Value, value: ir.Value | None, keep: int = 1) -> ir.Value:
-        """(k, B, …) -> (k * B, …), for operators of one rank; of (k, *shape of value) the axes from `keep` on stay."""
-        return self("Reshape", gradient, [-1, *self.lengths(value, keep)])
+    def fold(self, gradient: ir.Value, value: ir.Value | None) -> ir.Value:
+        """(k, B, …) -> (k * B, …), for operators that know one axis of pictures."""
+        return self("Reshape", gradient, [-1, *self.lengths(value, 1)])
 
     def unfold(self, folded: ir.Value, value: ir.Value | None) -> ir.Value:
         """Undoes a fold: any shape of as many numbers -> (k, *shape of value)."""

@@ -169,6 +169,14 @@ def _same(_: Tape, __: ir.Node, gradient: ir.Value) -> ir.Value:
     return gradient
 
 
+def _dropout(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """Leaves all as it is, but in training."""
+    training = tape.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if training is not None and training.any():
+        raise BundleError(f"{describe(node)} is in training mode, where answers differ each time")
+    return gradient
+
+
 def _cast(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Back to the type that was cast from."""
     return tape("CastLike", gradient, node.inputs[0])
@@ -206,7 +214,7 @@ RULES: dict[str, Rule] = {
     "Gelu": _unary(_gelu),
     "Clip": first(_clip),
     "Identity": first(_same),
-    "Dropout": first(_same),
+    "Dropout": first(_dropout),
     "Cast": first(_cast),
     "CastLike": first(_cast),
 }

@@ -29,7 +29,9 @@ CODES = {error.code: status for error, status in STATUS.items() if 400 <= status
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[Server]:
     """A real server on the models in the repository; no deadline, since a shared machine may stand still."""
-    with Server(models=ROOT / "models", default_model="cifar10-hybrid-s", port=0, drain_grace_s=0, timeout_ms=600_000) as it:
+    with Server(
+        models=ROOT / "models", default_model="cifar10-hybrid-s", port=0, drain_grace_s=0, timeout_ms=600_000
+    ) as it:
         yield it
         it.stop()
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from export.explain.gradients import NO_GRADIENT, RULES
+from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, RULES
 from export.explain.known import Known, said
 from export.explain.tape import Tape
 from export.graph.nodes import describe, graphs, used
@@ -33,7 +33,8 @@ def differentiate(
         raise BundleError("the graph has no attention, so there is nothing that a gradient could be taken by")
     path = _path(model, seeds, wanted)
     path.check()
-    constants = {value for node in path.nodes for value in node.inputs[1:] if value is not None} - path.values
+    settings = [value for node in path.nodes if node.op_type in BY_CONSTANTS for value in node.inputs[1:]]
+    constants = {value for value in settings if value is not None and value not in path.values}
     values = {
         value for node in path.nodes for value in (*node.inputs, *node.outputs) if value is not None and value.name
     }

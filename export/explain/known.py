@@ -49,7 +49,7 @@ class Known:
 
     def shape(self, value: ir.Value) -> Shape:
         if value.const_value is not None:
-            return tuple(value.const_value.numpy().shape)
+            return tuple(value.const_value.shape.numpy())
         return self._shapes[value]
 
     def constant(self, value: ir.Value | None) -> NDArray[Any] | None:

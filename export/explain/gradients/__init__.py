@@ -14,3 +14,9 @@ NO_GRADIENT = frozenset((
     "Round",
 ))  # fmt: skip
 """Operators whose results are whole numbers or truths, or do not change with what little their inputs change."""
+
+BY_CONSTANTS = frozenset((
+    "Dropout", "Gather", "Pad", "Pow", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceSum", "ReduceSumSquare", "Resize", "Slice", "Tile",
+))  # fmt: skip
+"""Operators whose rules read the numbers of their inputs from the second on: axes, places, lengths, exponents."""

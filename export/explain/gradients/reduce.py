@@ -49,9 +49,10 @@ def _times(
 
 
 def _l2(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """The small quotient first: it is one number a reduced range."""
-    quotient = tape("Div", _kept(tape, node, gradient), _kept(tape, node, node.outputs[0]))
-    return tape("Mul", quotient, node.inputs[0])
+    """The small quotient first: it is one number a reduced range. Of a norm of 0 it is 0, as in PyTorch."""
+    norm = _kept(tape, node, node.outputs[0])
+    quotient = tape("Div", _kept(tape, node, gradient), norm)
+    return tape("Mul", tape("Where", tape("Equal", norm, 0.0), 0.0, quotient), node.inputs[0])
 
 
 def _l1(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:

@@ -221,6 +221,10 @@ CASES: dict[str, Case] = {
     ),
     "ReduceL1": Case("y = ReduceL1(x, a)", X, lambda x: x.abs().sum(2, True), {"a": np.array([2])}),
     "ReduceL2": Case("y = ReduceL2<keepdims: int = 0>(x, a)", X, lambda x: x.norm(dim=2), {"a": np.array([2])}),
+    "ReduceL2 of nothing": Case(
+        "z = Mul(x, o)\ny = ReduceL2(z, a)", X, lambda x: (0 * x).norm(dim=2, keepdim=True),
+        {"a": np.array([2]), "o": np.float32(0)},
+    ),
     "ReduceSumSquare": Case("y = ReduceSumSquare(x, a)", X, lambda x: (x * x).sum(2, True), {"a": np.array([2])}),
     "ReduceLogSumExp": Case(
         "y = ReduceLogSumExp<keepdims: int = 0>(x, a)", X, lambda x: x.logsumexp(1), {"a": np.array([1])},

@@ -1,6 +1,6 @@
 """Small things about nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -27,6 +27,21 @@ def words(node: ir.Node, name: str, default: str) -> str:
     """An attribute of a node."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_string()
+
+
+def used(node: ir.Node) -> Iterator[ir.Value]:
+    """Inputs of a node, and what its branches and loops take from around them."""
+    yield from (value for value in node.inputs if value is not None)
+    for graph in graphs(node):
+        for inner in graph:
+            yield from used(inner)
+
+
+def graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Branches and loops of a node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
 
 
 def replace(model: ir.Model, node: ir.Node, results: Sequence[ir.Value | None]) -> None:

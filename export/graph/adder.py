@@ -32,6 +32,15 @@ class Adder:
         self._take(result, self._new_name(operator.lower()))
         return result
 
+    def output(self, node: ir.Node, place: int) -> ir.Value:
+        """An output of a node of the graph that it leaves out so far, or has already."""
+        if place >= len(node.outputs):
+            node.resize_outputs(place + 1)
+        for value in node.outputs:
+            if not value.name:
+                self._take(value, self._new_name(node.op_type.lower()))
+        return node.outputs[place]
+
     def keep(self, value: ir.Value) -> None:
         """Takes in an initializer of another graph; where its name is taken it gets a new one."""
         self._take(value, self._free(value.name, "constant"))

@@ -1,0 +1,142 @@
+"""A differentiated graph is held to finite differences in float64, through onnx's own evaluator: no PyTorch needed."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.explain.float64 import Array, Float64, Values
+from export.explain.known import said
+from saccade.errors import BundleError
+
+LIMIT = 1e-6
+"""Largest relative error of a derivative along a direction."""
+_STEPS = (1e-4, 1e-5, 1e-3, 1e-6)
+"""Large ones are rounded less, small ones bend less and cross fewer kinks: one of them has to agree."""
+_DIRECTIONS = 3
+_ATTEMPTS = 12
+_LOUDER = 1e4
+"""A layer with a small gradient is changed more than others, up to so many times, for its share to count."""
+_BATCH, _CLASSES = 2, 2
+
+
+def check_gradients(
+    model: ir.Model, seeds: Mapping[ir.Value, ir.Value], gradients: Mapping[ir.Value, ir.Value], *, seed: int = 0
+) -> float:
+    """The largest relative error seen. `seeds` and `gradients` are those of `differentiate`, of one value of logits.
+
+    Two pictures of noise, and for each its top class and another, chosen by `seed`. All wanted values are changed
+    together, each along a random direction, and the change of the logits is held to the sum of the inner products of
+    direction and gradient. Raises BundleError where one is off, naming the value that is.
+    """
+    ((logits, asked),) = seeds.items()
+    check = _Check(model, logits, asked, gradients, np.random.default_rng(seed))
+    worst, done = 0.0, 0
+    for _ in range(_ATTEMPTS):
+        error = check.direction()
+        if error is not None:
+            worst, done = max(worst, error), done + 1
+        if done == _DIRECTIONS:
+            return worst
+    raise BundleError(
+        f"the gradients of {logits.name} could not be checked: {_ATTEMPTS - done} of {_ATTEMPTS} directions lead over a "
+        "kink, where no derivative is"
+    )
+
+
+class _Found(NamedTuple):
+    error: float
+    """The smallest that a step gave, of the worse of the two classes."""
+    kink: bool
+    """Whether to the left and to the right the slopes differ."""
+
+
+class _Check:
+    def __init__(
+        self,
+        model: ir.Model,
+        logits: ir.Value,
+        asked: ir.Value,
+        gradients: Mapping[ir.Value, ir.Value],
+        generator: np.random.Generator,
+    ) -> None:
+        self._graph, self._logits, self._generator = Float64(model), logits, generator
+        pixels = model.graph.inputs[0]
+        assert pixels.shape is not None
+        pictures = generator.standard_normal((_BATCH, *(int(length) for length in pixels.shape[1:])))  # type: ignore[arg-type]
+        values = self._graph.run({pixels: pictures}, [logits, *gradients], keep=True)
+        self._here: Array = values[logits]
+        self._seed = _one_hot(self._here, generator)
+        given = {**values, asked: self._seed}
+        found = self._graph.run(given, list(gradients.values()))
+        self._gradients = {value: found[gradient] for value, gradient in gradients.items()}
+        self._shapes = {value: values[value].shape for value in gradients}
+        self._given = _unmoved(model, values, set(gradients))
+        for value, array in self._gradients.items():
+            if array.shape != (_CLASSES, *self._shapes[value]) or not np.isfinite(array).all():
+                raise BundleError(f"the gradient of {logits.name} by {said(value)} is not finite, or {array.shape} is not "
+                                  f"its shape {(_CLASSES, *self._shapes[value])}")  # fmt: skip
+        norms = {value: float(np.linalg.norm(array)) for value, array in self._gradients.items()}
+        loudest = max(norms.values())
+        if loudest == 0:
+            raise BundleError(f"all gradients of {logits.name} are 0")
+        self._sizes = {value: min(loudest / norm, _LOUDER) if norm else 1.0 for value, norm in norms.items()}
+
+    def direction(self) -> float | None:
+        """The relative error along a new direction; None: there is a kink. Raises BundleError."""
+        direction = {value: size * self._generator.standard_normal(self._shapes[value])
+                     for value, size in self._sizes.items()}  # fmt: skip
+        found = self._along(direction)
+        if found.error < LIMIT:
+            return found.error
+        if found.kink:
+            return None
+        alone = {value: self._along({value: one}) for value, one in direction.items()}
+        worst = max(alone, key=lambda value: alone[value].error)
+        raise BundleError(
+            f"the gradient of {self._logits.name} by {said(worst)} is off by {alone[worst].error:.2g} of finite "
+            f"differences in float64; {LIMIT:.0e} is allowed"
+        )
+
+    def _along(self, direction: Values) -> _Found:
+        """Compares each class by itself, over both pictures together."""
+        expected, squares = np.zeros(_CLASSES), np.full(_CLASSES, np.finfo(np.float64).tiny)
+        for value, one in direction.items():
+            rows = self._gradients[value].reshape(_CLASSES, -1)
+            expected += rows @ one.ravel()
+            squares += np.sum((rows * self._sizes[value]) ** 2, axis=1)
+        size = np.sqrt(squares)  # that the inner product has on the whole, for one may be near 0 by chance
+        best, kink = np.inf, False
+        for step in _STEPS:
+            ahead, back = (self._change(direction, sign * step) / step for sign in (1, -1))
+            error = float(np.max(np.abs((ahead - back) / 2 - expected) / size))
+            best, kink = min(best, error), bool(np.max(np.abs(ahead + back) / size) >= error)
+            if best < LIMIT:
+                break
+        return _Found(best, kink)
+
+    def _change(self, direction: Values, step: float) -> NDArray[np.float64]:
+        """(k,): how the seeded logits change."""
+        moved = self._graph.run(self._given, [self._logits], {value: step * one for value, one in direction.items()})
+        return np.einsum("kbc,bc->k", self._seed, moved[self._logits] - self._here)
+
+
+def _one_hot(logits: Array, generator: np.random.Generator) -> NDArray[np.float64]:
+    """(k, B, classes): of each picture its top class, and another one."""
+    classes = logits.shape[1]
+    top = logits.argmax(1)
+    other = (top + generator.integers(1, max(classes, 2), len(top))) % classes
+    return np.eye(classes)[np.stack([top, other])]
+
+
+def _unmoved(model: ir.Model, values: Values, changed: set[ir.Value]) -> Values:
+    """Values that no change of those reaches, and these themselves where nothing of them is before them."""
+    behind = set(changed)
+    moved: set[ir.Value] = set()
+    for node in model.graph:
+        if any(value in behind for value in node.inputs):
+            behind |= set(node.outputs)
+            moved |= set(node.outputs)
+    return {value: array for value, array in values.items() if value not in moved}

@@ -1,0 +1,14 @@
+"""The table of gradients, one rule an operator of ONNX's standard domain, opset 20."""
+
+from export.explain.gradients import convolution, elementwise, linear, normalize, reduce, shape
+from export.explain.gradients.rule import Rule
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES, **linear.RULES, **shape.RULES, **reduce.RULES, **normalize.RULES, **convolution.RULES,
+}  # fmt: skip
+
+NO_GRADIENT = frozenset(
+    "Shape Size IsNaN IsInf Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor ArgMax ArgMin NonZero "
+    "ConstantOfShape EyeLike Range OneHot Sign Floor Ceil Round".split()
+)
+"""Operators whose results are whole numbers or truths, or do not change with what little their inputs change."""

@@ -1,0 +1,207 @@
+"""Operators on each number by itself, broadcast over their inputs."""
+
+import math
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from export.explain.gradients.rule import Rule, first
+from export.explain.tape import Tape
+from export.graph.nodes import describe, number, words
+from saccade.errors import BundleError
+
+
+def _broadcast(rule: Callable[[Tape, ir.Node, int, ir.Value], ir.Value]) -> Rule:
+    """The rule's gradient has the shape of the output: the broadcast of the input is undone."""
+
+    def summed(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+        return tape.sum_to(rule(tape, node, index, gradient), node.inputs[index], tape.shape(node.outputs[0]))
+
+    return summed
+
+
+def _unary(rule: Callable[[Tape, ir.Node, ir.Value], ir.Value]) -> Rule:
+    """The gradient is multiplied by a derivative."""
+    return first(lambda tape, node, gradient: tape("Mul", gradient, rule(tape, node, node.outputs[0])))
+
+
+def _sub(tape: Tape, _: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+    return tape("Neg", gradient) if index else gradient
+
+
+def _mul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+    """A square written as a product is asked for both of its inputs."""
+    return tape("Mul", gradient, node.inputs[1 - index])
+
+
+def _div(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+    quotient = tape("Div", gradient, node.inputs[1])
+    return tape("Neg", tape("Mul", quotient, node.outputs[0])) if index else quotient
+
+
+def _pow(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    base, power = node.inputs
+    exponent = tape.constant(power)
+    if exponent is None or exponent.size != 1:
+        raise BundleError(
+            f"the exponent of {describe(node)} is no constant number: no gradient can be taken through it"
+        )
+    value = float(exponent.item())
+    lowered = base if value == 2 else tape("Pow", base, value - 1)
+    return tape.sum_to(tape("Mul", tape("Mul", gradient, value), lowered), base, tape.shape(node.outputs[0]))
+
+
+def _sqrt(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    return tape("Div", tape("Mul", gradient, 0.5), node.outputs[0])
+
+
+def _log(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    return tape("Div", gradient, node.inputs[0])
+
+
+def _reciprocal(tape: Tape, _: ir.Node, result: ir.Value) -> ir.Value:
+    return tape("Neg", tape("Mul", result, result))
+
+
+def _erf(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    return tape("Mul", _bell(tape, node.inputs[0]), 2 / math.sqrt(math.pi))
+
+
+def _bell(tape: Tape, value: ir.Value | None) -> ir.Value:
+    """exp(-x²)."""
+    return tape("Exp", tape("Neg", tape("Mul", value, value)))
+
+
+def _tanh(tape: Tape, _: ir.Node, result: ir.Value) -> ir.Value:
+    return tape("Sub", 1.0, tape("Mul", result, result))
+
+
+def _sigmoid(tape: Tape, _: ir.Node, result: ir.Value) -> ir.Value:
+    return tape("Sub", result, tape("Mul", result, result))
+
+
+def _hard_sigmoid(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    inside = tape("And", tape("Greater", result, 0.0), tape("Less", result, 1.0))
+    return tape("Where", inside, number(node, "alpha", 0.2), 0.0)
+
+
+def _hard_swish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    """x clip(x / 6 + 1/2, 0, 1): the clipped factor, and x / 6 where it is not clipped."""
+    data = node.inputs[0]
+    slope = tape("Mul", data, 1 / 6)
+    inside = tape("Less", tape("Abs", data), 3.0)
+    return tape("Add", tape("Clip", tape("Add", slope, 0.5), 0.0, 1.0), tape("Where", inside, slope, 0.0))
+
+
+def _relu(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), gradient, 0.0)
+
+
+def _leaky_relu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, number(node, "alpha", 0.01))
+
+
+def _elu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, tape("Add", result, number(node, "alpha", 1.0)))
+
+
+def _softplus(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    return tape("Sigmoid", node.inputs[0])
+
+
+def _gelu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    """Of x Φ(x), Φ(x) + x φ(x), or of its form by tanh."""
+    data = node.inputs[0]
+    if words(node, "approximate", "none") == "tanh":
+        return _gelu_by_tanh(tape, data)
+    scaled = tape("Mul", data, math.sqrt(0.5))
+    slope = tape("Mul", tape("Mul", scaled, 2 / math.sqrt(math.pi)), _bell(tape, scaled))
+    return tape("Mul", tape("Sum", tape("Erf", scaled), slope, 1.0), 0.5)
+
+
+def _gelu_by_tanh(tape: Tape, data: ir.Value | None) -> ir.Value:
+    """x (1 + tanh u) / 2 with u = sqrt(2 / π) (x + 0.044715 x³)."""
+    inner, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = tape("Mul", data, data)
+    curve = tape("Tanh", tape("Mul", data, tape("Add", tape("Mul", square, inner * cubic), inner)))
+    steep = tape("Mul", data, tape("Add", tape("Mul", square, 3 * inner * cubic), inner))
+    bend = tape("Mul", steep, tape("Sub", 1.0, tape("Mul", curve, curve)))
+    return tape("Mul", tape("Sum", curve, bend, 1.0), 0.5)
+
+
+def _clip(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """PyTorch lets the gradient through at the bounds themselves."""
+    inside = [tape(operator, node.inputs[0], node.inputs[index])
+              for index, operator in ((1, "GreaterOrEqual"), (2, "LessOrEqual"))
+              if index < len(node.inputs) and node.inputs[index] is not None]  # fmt: skip
+    for within in inside:
+        gradient = tape("Where", within, gradient, 0.0)
+    return gradient
+
+
+def _extreme(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+    """Max and Min: inputs that are equal share, as in PyTorch."""
+    chosen = [tape("CastLike", tape("Equal", value, node.outputs[0]), gradient) for value in node.inputs]
+    shares = chosen[0] if len(chosen) == 1 else tape("Sum", *chosen)
+    return tape("Mul", gradient, tape("Div", chosen[index], shares))
+
+
+def _where(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
+    taken = (gradient, 0.0) if index == 1 else (0.0, gradient)
+    return tape("Where", node.inputs[0], *taken)
+
+
+def _mean(tape: Tape, node: ir.Node, _: int, gradient: ir.Value) -> ir.Value:
+    return tape("Mul", gradient, 1 / len(node.inputs))
+
+
+def _prelu(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    data, slope = node.inputs
+    return tape("Mul", gradient, tape("Where", tape("Greater", data, 0.0), 1.0, slope))
+
+
+def _same(_: Tape, __: ir.Node, gradient: ir.Value) -> ir.Value:
+    return gradient
+
+
+def _cast(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """Back to the type that was cast from."""
+    return tape("CastLike", gradient, node.inputs[0])
+
+
+RULES: dict[str, Rule] = {
+    "Add": _broadcast(lambda _, __, ___, gradient: gradient),
+    "Sum": _broadcast(lambda _, __, ___, gradient: gradient),
+    "Sub": _broadcast(_sub),
+    "Mul": _broadcast(_mul),
+    "Div": _broadcast(_div),
+    "Mean": _broadcast(_mean),
+    "Max": _broadcast(_extreme),
+    "Min": _broadcast(_extreme),
+    "Where": _broadcast(_where),
+    "Pow": first(_pow),
+    "Neg": first(lambda tape, _, gradient: tape("Neg", gradient)),
+    "Abs": _unary(lambda tape, node, _: tape("Sign", node.inputs[0])),
+    "Sqrt": first(_sqrt),
+    "Exp": _unary(lambda _, __, result: result),
+    "Log": first(_log),
+    "Reciprocal": _unary(_reciprocal),
+    "Sin": _unary(lambda tape, node, _: tape("Cos", node.inputs[0])),
+    "Cos": _unary(lambda tape, node, _: tape("Neg", tape("Sin", node.inputs[0]))),
+    "Erf": _unary(_erf),
+    "Tanh": _unary(_tanh),
+    "Sigmoid": _unary(_sigmoid),
+    "HardSigmoid": _unary(_hard_sigmoid),
+    "HardSwish": _unary(_hard_swish),
+    "Softplus": _unary(_softplus),
+    "Relu": first(_relu),
+    "LeakyRelu": _unary(_leaky_relu),
+    "PRelu": first(_prelu),
+    "Elu": _unary(_elu),
+    "Gelu": _unary(_gelu),
+    "Clip": first(_clip),
+    "Identity": first(_same),
+    "Dropout": first(_same),
+    "Cast": first(_cast),
+    "CastLike": first(_cast),
+}

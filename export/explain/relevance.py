@@ -5,11 +5,12 @@ of each layer the evidence E = mean over heads of (dA * A)+, A being the attenti
 class's logit by them; R <- R + E R from the identity, first layer first. Only the row of R that the classifier reads is
 wanted, so it is carried from the last layer to the first, r <- r + r E, and no product of two matrices is needed.
 
-It starts from how the classifier reads the tokens: the class token, the mean, or, where the pooling is learned, from the
-evidence of its weights w, (dw * w)+, a layer of attention of one row. What the row itself puts on the patches before
-any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence stays.
+It starts from how the classifier reads the tokens: the class token, the mean, or, where the pooling is learned, from
+the evidence of its weights w, (dw * w)+, a layer of attention of one row. What the row itself puts on the patches
+before any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence
+stays.
 
-*grad_attention*: the same of the last layer alone, r E, which is older (Barkan et al. 2021 call it grad-SAM of a layer).
+*grad_attention*: the same of the last layer alone, r E.
 """
 
 from typing import NamedTuple
@@ -115,15 +116,11 @@ def _layers(model: ir.Model, manifest: Manifest, outputs: dict[str | None, ir.Va
     found = []
     for layer in manifest.attention:
         value, layout = _on_the_way(model, outputs[layer.output], ())
-        users = [user for user, _ in value.uses() if user not in layout]
-        rows = None
-        if not layout:
-            rows = _rows_used(model, value)
+        rows = None if layout else _rows_used(model, value)
         if rows is None:
             found.append(_Layer(value, None, layout, layer))
         else:
             found.append(_Layer(rows[0], rows[1], (), layer))
-        del users
     return found
 
 

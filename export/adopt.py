@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from export.assemble import assemble, gives_manifest
 from export.environment import commit
 from export.graph.expose import Exposed
+from export.graph.narrow import narrow
 from export.reference import Reference
 from export.weights import TOLERANCE, versions, write_files
 from saccade.bundle import Bundle
@@ -55,6 +56,7 @@ def adopt(
     they. Raises DataError where labels and logits differ in number, BundleError where a promise does not hold.
     """
     check_labels(facts.labels, exposed.classes)
+    narrow(model, (facts.preprocessing.height, facts.preprocessing.width))
     with gives_manifest(facts.origin.name):
         fields = {
             "labels": facts.labels,

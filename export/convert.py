@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.explain.rollout import rollout
+from export.graph.narrow import narrow
 from export.nets import Net
 from export.nets.maps import output_names, rolls_out
 from export.trace import simplify, trace
@@ -62,6 +63,7 @@ def write_model(net: Net, size: tuple[int, int], folder: Path) -> None:
     net.eval()
     model = trace(Exported(net), size, output_names(net))
     simplify(model)
+    narrow(model, size)
     tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     write_files(model, tensors, _parameters(model, tensors), folder)
 

@@ -4,12 +4,14 @@ import asyncio
 import gc
 import re
 import socket
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import numpy as np
 import pytest
@@ -659,9 +661,10 @@ def test_a_request_is_let_go_once_it_is_answered(service: TestClient, path: str)
         caller = Caller()
         await service.app(caller.scope, caller.receive, caller.send)
         assert caller.heard == ["http.response.start", "http.response.body"]
-        ghost = weakref.ref(caller)
+        gone = threading.Event()  # a thread that answered may be about to let go of it
+        ghost = weakref.ref(caller, lambda _: gone.set())
         del caller
-        return ghost() is None
+        return ghost() is None or await anyio.to_thread.run_sync(gone.wait, 10)
 
     assert service.portal is not None
     gc.collect()

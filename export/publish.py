@@ -64,15 +64,15 @@ def _provenance(recipe: Recipe, state: dict[str, Any]) -> Provenance:
 
 
 def _card(recipe: Recipe, net: Net, state: dict[str, Any], metrics: list[dict[str, Any]]) -> Card:
-    trained = metrics[: state["epoch"]]
     return Card(
         summary=recipe.card.summary,
         license=recipe.card.license,
         limits=recipe.card.limits,
         parameters=net.parameter_count,
         training=Training(
-            epochs=state["epoch"],
-            seconds=round(sum(epoch["seconds"] for epoch in trained)),
+            epochs=len(metrics),
+            seconds=round(sum(epoch["seconds"] for epoch in metrics)),
             hardware=state["hardware"],
+            best_epoch=state["epoch"],
         ),
     )

@@ -65,8 +65,11 @@ class Training(Frozen):
     """What the weights cost."""
 
     epochs: int
+    """Of the whole run."""
     seconds: float
     hardware: str
+    best_epoch: int | None = None
+    """After which the weights are those of the bundle: of all epochs the best one on held-out pictures."""
 
 
 class Variant(Frozen):

@@ -280,8 +280,8 @@ class Manifest(Frozen):
     pooling: Pooling | None = None
     maps: Maps
     tolerance: dict[str, dict[str, float]]
-    """Execution provider -> kind of output (logits, attention, pooling, rollout, class_tokens) -> largest absolute
-    difference from golden.npz that is accepted at load."""
+    """Execution provider -> kind of output (logits, attention, pooling, rollout, class_tokens), or of a variant the
+    output itself -> largest absolute difference from golden.npz that is accepted at load."""
     provenance: Provenance
     card: Card
     parity: Parity | None = None

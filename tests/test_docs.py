@@ -146,6 +146,14 @@ def test_the_readme_shows_the_real_answer(shipped: Server) -> None:
         np.testing.assert_allclose(ours["values"], theirs["values"], atol=2e-3)
 
 
+def test_the_list_of_models_has_the_fields_that_the_page_names(shipped: Server) -> None:
+    """No more and no fewer."""
+    page = (ROOT / "docs/http-api.md").read_text(encoding="utf-8")
+    (line,) = [one for one in page.splitlines() if one.startswith("| `GET /v1/models` |")]
+    (listed, *_) = httpx.get(f"{shipped.url}/v1/models").json()["models"]
+    assert set(re.findall(r'"(\w+)"', line)) == {"models", *listed}
+
+
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/client.md"], ids=lambda path: path.name)
 def test_the_python_of_the_documents_runs(
     path: Path, shipped: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -7,17 +7,19 @@ stays whole: it is an output of the bundle.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from export.graph.adder import Adder
 from export.graph.nodes import integer
 from export.graph.places import Places
 
-_LAST = np.iinfo(np.int64).max
+_ALL = np.iinfo(np.int32).max
+"""Exporters say it, or more, for the end of an axis."""
 
 
 class Part(NamedTuple):
@@ -40,7 +42,7 @@ def narrow(model: ir.Model, size: tuple[int, int]) -> int:
     products = sum(node.op_type == "MatMul" for node in narrowed)
     if products:
         _rewrite(model, places, choices, parts, narrowed)
-        common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedNodesPass()(model)  # ONNX Runtime warns of constants that nobody uses
     return products
 
 
@@ -100,6 +102,8 @@ def _rewrite(
 ) -> None:
     add = Adder(model)
     sliced: dict[tuple[ir.Value, Part], ir.Value] = {}
+    # before anything changes: of what is made here nothing is known
+    targets = {node: places.constant(node.inputs[1]) for node in narrowed if node.op_type == "Reshape"}
 
     def part_of(value: ir.Value, part: Part) -> ir.Value:
         """That part of what `value` was, which may be a part itself by now."""
@@ -123,7 +127,7 @@ def _rewrite(
             part = parts[node.outputs[0]]
             _set_length(node.outputs[0], node.outputs[0].shape, part)
             if node.op_type == "Reshape":
-                node.replace_input_with(1, _target(add, node, part, places))
+                node.replace_input_with(1, _target(add, node.inputs[1], targets[node], part))
         elif _asks_for_shape(node) and node.inputs[0] in parts:
             part, value = parts[node.inputs[0]], node.inputs[0]
             before = [places.shape_of(value)[part.axis]]
@@ -134,11 +138,9 @@ def _rewrite(
             _choose(add, node, choices[node], parts[node.inputs[0]])
 
 
-def _target(add: Adder, node: ir.Node, part: Part, places: Places) -> ir.Value:
+def _target(add: Adder, target: ir.Value | None, known: NDArray[Any] | None, part: Part) -> ir.Value:
     """The shape that a Reshape is told, with the new length; one that is worked out while it runs is changed then."""
-    target = node.inputs[1]
     assert target is not None
-    known = places.constant(target)
     assert known is not None
     if known[part.axis] <= 0:
         return target
@@ -174,10 +176,13 @@ def _drop_whole_slices(model: ir.Model, places: Places) -> None:
         data = node.inputs[0] if node.inputs else None
         if node.op_type != "Slice" or data is None or node.outputs[0] in model.graph.outputs:
             continue
-        constants = [places.constant(value) for value in node.inputs[1:]]
-        whole = places.shape(data) == places.shape(node.outputs[0]) and places.shape(data) is not None
-        steps = constants[3] if len(constants) > 3 else np.ones(1)
-        if whole and steps is not None and (np.asarray(steps) > 0).all():
+        shape = places.shape(data)
+        ends, axes, steps = (places.constant(value) for value in (*node.inputs[2:], None, None)[:3])
+        if shape is None or shape != places.shape(node.outputs[0]) or ends is None or axes is None:
+            continue
+        # of the pictures there may be more than were followed
+        all_pictures = all(axis % len(shape) or end >= _ALL for axis, end in zip(axes, ends, strict=True))
+        if all_pictures and (len(node.inputs) < 5 or (steps is not None and (steps > 0).all())):
             node.outputs[0].replace_all_uses_with(data)
             model.graph.remove(node, safe=True)
 
@@ -262,7 +267,10 @@ def _reshapes(node: ir.Node, part: Part, places: Places, shape: tuple[int, ...])
     before = math.prod(shape[: part.axis])
     axis = next((at for at, length in enumerate(theirs)
                  if length == shape[part.axis] and math.prod(theirs[:at]) == before), None)  # fmt: skip
-    if axis is None or target is None or (target[part.axis] == 0 and axis != part.axis):
+    if axis is None or target is None:
+        return None
+    copied = {at for at, length in enumerate(target) if length == 0 and not integer(node, "allowzero", 0)}
+    if axis != part.axis and copied & {axis, part.axis}:  # a length copied from, or to, another axis
         return None
     return [part._replace(axis=axis), None]
 
@@ -270,7 +278,7 @@ def _reshapes(node: ir.Node, part: Part, places: Places, shape: tuple[int, ...])
 def _squeezes(node: ir.Node, part: Part, places: Places, shape: tuple[int, ...]) -> list[Part | None] | None:
     """Also Unsqueeze: axes of length 1 come and go, the others keep their order."""
     theirs = places.shape_of(node.inputs[0])
-    if shape[part.axis] == 1:
+    if shape[part.axis] == 1 or len(node.inputs) < 2:  # without axes, one of length 1 would go too
         return None
     order = sum(length > 1 for length in shape[: part.axis])
     return [part._replace(axis=[at for at, length in enumerate(theirs) if length > 1][order]), None]

@@ -68,20 +68,22 @@ def parent_checks(bundle: Bundle, pixels: NDArray[np.float32]) -> tuple[dict[str
     if parent is None:
         return {}, f"its parent {manifest.parent.id} is not in this folder of models"
     _check_manifest(bundle, parent)
-    _check_numbers(bundle, parent)
+    _check_graph(bundle, parent)
     said, card = f"and against its parent {manifest.parent.id}", manifest.card.variant
-    if card is not None and card.anyway:
+    if card is None:
+        raise BundleError(f"{manifest.id} has a parent and no card of what it lost against it")
+    if card.anyway:
         return {}, f"{said}, whose labels and maps it may miss: it was written whatever it loses"
     found = agreement_with(parent, bundle, pixels)
-    if card is not None and min(card.maps.values(), default=1.0) < Bounds().maps:
+    if min(card.maps.values(), default=1.0) < Bounds().maps:
         raise BundleError(f"{manifest.id} has a card that admits more than is ever written but with --anyway")
     if found.lacking:
         raise BundleError(
             f"{manifest.id} gives no numbers in {', '.join(found.lacking)}, which {parent.manifest.id} does"
         )
-    maps = {} if card is None else card.maps
     short = {
-        f"rank correlation with the parent's {name}": (value, maps.get(name, 1.0)) for name, value in found.maps.items()
+        f"rank correlation with the parent's {name}": (value, card.maps.get(name, 1.0))
+        for name, value in found.maps.items()
     }
     checks = {
         f"{name}, short of 1": Measured(largest=max(0.0, 1 - value), allowed=allowed(admitted))
@@ -115,10 +117,14 @@ def _check_manifest(bundle: Bundle, parent: Bundle) -> None:
             raise BundleError(f"{ours.id} has {name} {values[0]}; its parent {theirs.id} has {values[1]}")
 
 
-def _check_numbers(bundle: Bundle, parent: Bundle) -> None:
-    """The parent, quantised again with the variant's steps of activations, gives its every number to the last bit."""
-    ours = {name: array(value) for name, value in ir.load(bundle.graph).graph.initializers.items()}
-    expected = {name: array(value) for name, value in _again(bundle, parent, ours).graph.initializers.items()}
+def _check_graph(bundle: Bundle, parent: Bundle) -> None:
+    """The parent, quantised again with the variant's steps of activations, gives its every number to the last bit, and
+    its nodes, whatever the values between them are called.
+    """
+    graph = ir.load(bundle.graph).graph
+    ours = {name: array(value) for name, value in graph.initializers.items()}
+    again = _again(bundle, parent, ours)
+    expected = {name: array(value) for name, value in again.graph.initializers.items()}
     changed = sorted(name for name in ours.keys() | expected.keys()
                      if name not in ours or name not in expected or not _equal(ours[name], expected[name]))  # fmt: skip
     if not changed:
@@ -130,6 +136,22 @@ def _check_numbers(bundle: Bundle, parent: Bundle) -> None:
             f"{bundle.manifest.id} has other numbers in {shorten(', '.join(changed), 300, placeholder=' …')} than its "
             f"parent {parent.manifest.id} in {bundle.manifest.precision}"
         )
+    if _shape(graph) != _shape(again.graph):
+        raise BundleError(
+            f"{bundle.manifest.id} has other nodes than its parent {parent.manifest.id} in {bundle.manifest.precision}"
+        )
+
+
+def _shape(graph: ir.Graph) -> list[object]:
+    """Operators with their attributes and what they take, then the outputs; values between them by their place."""
+    names: dict[ir.Value | None, object] = {None: None}
+    names |= {value: value.name for value in (*graph.inputs, *graph.initializers.values())}
+    described: list[object] = []
+    for place, node in enumerate(graph):
+        names |= {value: (place, index) for index, value in enumerate(node.outputs)}
+        attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+        described.append((node.domain, node.op_type, [names.get(value) for value in node.inputs], attributes))
+    return [*described, [(value.name, names.get(value)) for value in graph.outputs]]
 
 
 def _again(bundle: Bundle, parent: Bundle, ours: dict[str, NDArray[Any]]) -> ir.Model:
@@ -139,6 +161,12 @@ def _again(bundle: Bundle, parent: Bundle, ours: dict[str, NDArray[Any]]) -> ir.
         return model
     nodes = weighted_nodes(model)
     kept = {one.name for one in nodes if one.name in ours and ours[one.name].dtype == np.float32}
+    card = bundle.manifest.card.variant
+    if card is not None and set(card.in_float) != kept:
+        raise BundleError(
+            f"{bundle.manifest.id} left {', '.join(sorted(kept)) or 'nothing'} in float32; its card says "
+            f"{', '.join(card.in_float) or 'nothing'}"
+        )
     steps = {}
     for name in calibrated_values([one for one in nodes if one.name not in kept]):
         scale, zero = (ours.get(f"{name}.{what}") for what in ("scale", "zero_point"))

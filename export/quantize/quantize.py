@@ -135,6 +135,7 @@ def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds:
         said.append(
             f"is right on {found.top1:.2%} of {found.pictures} held-out pictures and {manifest.id} on "
             f"{found.parent_top1:.2%}: it loses {100 * found.lost:.2f} points, {100 * bounds.top1:g} are allowed"
+            + (f" and one picture is {100 / found.pictures:.2f}" if 1 / found.pictures > bounds.top1 > 0 else "")
         )
     low = [f"{name} {value:.4f}" for name, value in found.maps.items() if value < bounds.maps]
     if low:

@@ -51,7 +51,8 @@ def movements(bundle: Bundle, pixels: NDArray[np.float32]) -> dict[str, Movement
     for seed in SEEDS:
         near = open_graph(shaken(bundle.graph, ROUNDING[manifest.precision], seed), only=manifest.outputs)(pixels)
         for name, values in exact.items():
-            far[name] = max(far[name], float(np.abs(near[name] - values).max()))
+            moved = float(np.abs(near[name] - values).max())
+            far[name] = max(far[name], moved if np.isfinite(moved) else np.inf)
     return {name: Movement(far[name], float(np.ptp(values))) for name, values in exact.items()}
 
 

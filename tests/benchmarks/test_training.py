@@ -21,7 +21,7 @@ def test_the_plain_loops_pictures_are_shifted_and_flipped_as_ours_are() -> None:
     for _ in range(30):
         tensor, label = plain[3]
         assert label == examples.labels[3]
-        padded = np.pad(examples.pixels[3], ((4, 4), (4, 4), (0, 0)), "reflect")
+        padded = np.pad(examples.pixels(3, spec), ((4, 4), (4, 4), (0, 0)), "reflect")
         (found,) = [
             (down, right, flipped)
             for down in range(9)

@@ -32,6 +32,7 @@ def test_a_bundle_holds_its_four_files_and_says_where_they_come_from(bundle: Bun
     assert manifest.card.parameters == sum(p.numel() for p in build(recipe.net, recipe.size, 10).parameters())
     assert manifest.card.training is not None
     assert manifest.card.training.epochs == 1
+    assert manifest.card.training.best_epoch == 1
     assert manifest.labels == tuple("0123456789")
     best = load_file(runs[manifest.name] / "best.safetensors")
     assert all(tensor.equal(best[name]) for name, tensor in load_file(bundle.weights).items())

@@ -228,3 +228,27 @@ def test_what_is_finite_stays_so_when_it_is_moved(tmp_path: Path) -> None:
             assert (np.isfinite(seen) == np.isfinite(was)).all()
             assert (np.isinf(seen) == np.isinf(was)).all()
             np.testing.assert_allclose(seen[np.isfinite(was)], was[np.isfinite(was)], rtol=0.005)
+
+
+def test_what_may_become_no_number_is_refused(tmp_path: Path) -> None:
+    """A root of 0 that roundings make negative: no tolerance holds what is no number."""
+    node = helper.make_node
+    graph = helper.make_graph(
+        [
+            node("GlobalAveragePool", ["pixel_values"], ["a"]),
+            node("Flatten", ["a"], ["b"]),
+            node("Sub", ["one", "same"], ["c"]),
+            node("Sqrt", ["c"], ["d"]),
+            node("Add", ["b", "d"], ["logits"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.ones(3, np.float32), name) for name in ("one", "same")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    parent = {"name": "parent", "version": 1, "weights_sha256": "0" * 64}
+    with pytest.raises(BundleError, match="so roughly that inf would be allowed"):
+        tolerance_of(Bundle(tmp_path, large(precision="int8", parent=parent)))

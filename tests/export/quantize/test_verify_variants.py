@@ -249,6 +249,32 @@ def test_a_card_cannot_excuse_what_is_never_written(copy: Path) -> None:
         verify(poor, None)
 
 
+def test_the_nodes_are_those_of_the_parent_too(copy: Path) -> None:
+    """Another function is another net's, however little it changes and whatever the card excuses."""
+    bundle = edited(copy, card=lambda card: {**card, "variant": {**card["variant"], "anyway": True}})
+    proto = onnx.load(bundle.graph, load_external_data=False)
+    gelu = next(node for node in proto.graph.node if node.op_type == "Gelu")
+    del gelu.attribute[:]
+    gelu.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
+    onnx.save(proto, bundle.graph)
+    with pytest.raises(BundleError, match="has other nodes than its parent tiny-cct@1 in int8"):
+        verify(restate_checksum(bundle.folder, "model.onnx"), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda variant: {**variant, "in_float": ["nonsense"]}, r"left nothing in float32; its card says nonsense"),
+        (lambda _: None, r"has a parent and no card of what it lost"),
+    ],
+)
+def test_the_card_names_what_was_left_in_float(copy: Path, change: Callable[[Any], Any], said: str) -> None:
+    """As the graph has it; and there is one."""
+    changed = edited(copy, card=lambda card: {**card, "variant": change(card["variant"])})
+    with pytest.raises(BundleError, match=said):
+        verify(changed, None)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("license", "Proprietary"), ("parameters", 5), ("limits", "None at all."), ("macs", 1)]
 )

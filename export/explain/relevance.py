@@ -18,6 +18,7 @@ Where layers differ in grid, the maps are of the last stage, whose tokens the cl
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -36,11 +37,24 @@ TOP = -1
 """As a class index: the class of the greatest logit, found in the graph."""
 
 
-def add_relevance(model: ir.Model, manifest: Manifest) -> tuple[str, ...]:
+class Explained(NamedTuple):
+    """What was added to a graph."""
+
+    maps: tuple[str, ...]
+    """Outputs, float32 (batch, k, patches)."""
+    why_not: dict[str, str]
+    """Of the maps that the model cannot have."""
+    seeds: dict[ir.Value, ir.Value]
+    """The logits, and 1 at the class asked for, (k, batch, classes)."""
+    gradients: dict[ir.Value, ir.Value]
+    """Of what the maps are made of."""
+
+
+def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
     in place; what the graph gave it still gives. An index that is no class and not TOP stops the run.
 
-    Gives the names of the maps. Raises BundleError where there are none, with the reason of each, and where an operator
+    Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
     """
     maps, why_not = possible(manifest)
@@ -49,10 +63,10 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> tuple[str, ...]:
         raise BundleError(f"{manifest.id} can have no map of gradients: {reasons}")
     outputs = {value.name: value for value in model.graph.outputs}
     logits = outputs[LOGITS]
-    seed = _seed(Adder(model), model, logits, len(manifest.labels))
+    seeds = {logits: _seed(Adder(model), model, logits, len(manifest.labels))}
     if GRAD_CAM in maps:
         features = last_features(model, logits)
-        gradients = differentiate(model, {logits: seed}, [features])
+        gradients = differentiate(model, seeds, [features])
         add = Adder(model)
         found = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
         patches, count = slice(0, None), None
@@ -61,13 +75,13 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> tuple[str, ...]:
         sources = [source_of(model, outputs[layer.output], logits) for layer in layers]
         learned = source_of(model, outputs[POOLING], logits) if manifest.maps.pooling else None
         wanted = [*sources, *([] if learned is None else [learned])]
-        gradients = differentiate(model, {logits: seed}, [one.value for one in wanted])
+        gradients = differentiate(model, seeds, [one.value for one in wanted])
         add = Adder(model)
         found = _by_layers(add, manifest, layers, sources, learned, gradients)
         patches, count = layers[-1].patch_slice, layers[-1].patches
     for name, row in found.items():
         _output(add, model, name, row, patches, count)
-    return tuple(found)
+    return Explained(tuple(found), why_not, seeds, gradients)
 
 
 def possible(manifest: Manifest) -> tuple[tuple[str, ...], dict[str, str]]:

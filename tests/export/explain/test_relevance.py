@@ -26,7 +26,7 @@ WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
 def explained(bundle: Bundle) -> onnxruntime.InferenceSession:
     """The bundle's graph with the maps, its weights within."""
     model = ir.load(bundle.graph)
-    assert add_relevance(model, bundle.manifest) == possible(bundle.manifest)[0]
+    assert add_relevance(model, bundle.manifest).maps == possible(bundle.manifest)[0]
     for value in model.graph.initializers.values():
         assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)

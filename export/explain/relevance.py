@@ -10,15 +10,21 @@ the evidence of its weights w, (dw * w)+, a layer of attention of one row. What 
 before any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence
 stays.
 
-*grad_attention*: the same of the last layer alone, r E.
+*grad_attention*: the same of the last layer alone, r E. *grad_cam* (Selvaraju et al., ICCV 2017,
+https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by the
+mean of its gradient, summed, and what is positive of it.
+
+Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from export.explain.differentiate import differentiate
+from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
@@ -26,76 +32,86 @@ from saccade.manifest import AttentionLayer, Manifest
 from saccade.pooling import pooled_row
 
 CLASS_INDEX = "class_index"
-RELEVANCE, GRAD_ATTENTION = "relevance", "grad_attention"
+RELEVANCE, GRAD_ATTENTION, GRAD_CAM = "relevance", "grad_attention", "grad_cam"
 TOP = -1
 """As a class index: the class of the greatest logit, found in the graph."""
 
-_LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
+
+class Explained(NamedTuple):
+    """What was added to a graph."""
+
+    maps: tuple[str, ...]
+    """Outputs, float32 (batch, k, patches)."""
+    why_not: dict[str, str]
+    """Of the maps that the model cannot have."""
+    seeds: dict[ir.Value, ir.Value]
+    """The logits, and 1 at the class asked for, (k, batch, classes)."""
+    gradients: dict[ir.Value, ir.Value]
+    """Of what the maps are made of."""
 
 
-class _Layer(NamedTuple):
-    """Attention as the logits hang on it."""
+def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
+    """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
+    in place; what the graph gave it still gives. An index that is no class and not TOP stops the run.
 
-    weights: ir.Value
-    """What the gradient is taken by: all rows, in the graph's own layout, or those rows that are used."""
-    rows: slice | None
-    """None: all."""
-    layout: tuple[ir.Node, ...]
-    """What makes the manifest's layout (batch, heads, N, N) of it."""
-    layer: AttentionLayer
-
-
-def add_relevance(model: ir.Model, manifest: Manifest) -> tuple[str, ...]:
-    """Adds the input `class_index`, int64 (batch, k), and the maps, float32 (batch, k, patches), in place.
-
-    Gives the names of the maps. Raises BundleError where the model cannot have them; what the graph gave it still
-    gives. An index beyond the classes stops the run.
+    Raises BundleError where there are none, with the reason of each, and where an operator
+    on the way has no gradient.
     """
-    why_not = lacks(manifest)
-    if why_not is not None:
-        raise BundleError(f"{manifest.id} has no relevance: {why_not}")
+    maps, why_not = possible(manifest)
+    if not maps:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
+        raise BundleError(f"{manifest.id} can have no map of gradients: {reasons}")
     outputs = {value.name: value for value in model.graph.outputs}
-    layers = _layers(model, manifest, outputs)
-    add = Adder(model)
-    seed = _seed(add, model, outputs[LOGITS], len(manifest.labels))
-    learned = _on_the_way(model, outputs[POOLING], ()) if manifest.maps.pooling else None
-    wanted = [layer.weights for layer in layers] + ([] if learned is None else [learned[0]])
-    gradients = differentiate(model, {outputs[LOGITS]: seed}, wanted)
-    add = Adder(model)
-    if learned is None:
-        assert manifest.pooling is not None
-        row = add.constant(pooled_row(manifest.pooling, manifest.attention[-1])[None, None, None])
+    logits = outputs[LOGITS]
+    seeds = {logits: _seed(Adder(model), model, logits, len(manifest.labels))}
+    if GRAD_CAM in maps:
+        features = last_features(model, logits)
+        gradients = differentiate(model, seeds, [features])
+        add = Adder(model)
+        found = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
+        patches, count = slice(0, None), None
     else:
-        evidence = add("Relu", add("Mul", gradients[learned[0]], learned[0]))
-        row = add("Reshape", evidence, [0, -1, 1, manifest.attention[-1].tokens])
-    start, last = row, None
-    for layer in reversed(layers):
-        evidence = _evidence(add, layer, gradients[layer.weights])
-        read = row if layer.rows is None else add("Slice", row, [layer.rows.start], [layer.rows.stop], [3])
-        carried = add("MatMul", read, evidence)
-        last = last or carried
-        row = add("Add", row, carried)
-    assert last is not None
-    if learned is None:
-        row = add("Sub", row, start)
-    maps = {RELEVANCE: row, GRAD_ATTENTION: last}
-    for name, value in maps.items():
-        _output(add, model, name, value, manifest.attention[-1])
-    return tuple(maps)
+        layers = _stage(manifest)
+        sources = [source_of(model, outputs[layer.output], logits) for layer in layers]
+        learned = source_of(model, outputs[POOLING], logits) if manifest.maps.pooling else None
+        wanted = [*sources, *([] if learned is None else [learned])]
+        gradients = differentiate(model, seeds, [one.value for one in wanted])
+        add = Adder(model)
+        found = _by_layers(add, manifest, layers, sources, learned, gradients)
+        patches, count = layers[-1].patch_slice, layers[-1].patches
+    for name, row in found.items():
+        _output(add, model, name, row, patches, count)
+    return Explained(tuple(found), why_not, seeds, gradients)
 
 
-def lacks(manifest: Manifest) -> str | None:
-    """Why a model cannot have relevance, in words; None where it can."""
-    layers = manifest.attention
-    if not layers:
-        return "it has no attention"
+def possible(manifest: Manifest) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(the maps that this model can have, and of the others why not)."""
+    reason = _lacks(manifest)
+    if manifest.attention:
+        found = () if reason else (RELEVANCE, GRAD_ATTENTION)
+        without = dict.fromkeys((RELEVANCE, GRAD_ATTENTION), reason) if reason else {}
+        return found, {**without, GRAD_CAM: "it is for models without attention"}
+    return (GRAD_CAM,), dict.fromkeys((RELEVANCE, GRAD_ATTENTION), "the model has no attention")
+
+
+def _lacks(manifest: Manifest) -> str | None:
+    """Why attention cannot be carried from the pooled row to the patches, in words; None where it can."""
     if manifest.pooling is None:
-        return "how its classifier reads the tokens is not known"
-    if any(layer.windows for layer in layers):
-        return "its layers attend within windows"
-    if len({(layer.grid, layer.special_tokens) for layer in layers}) > 1:
-        return "its layers have different grids"
+        return "how the classifier reads the tokens is not known"
+    if manifest.attention and manifest.attention[-1].windows is not None:
+        return "the last layer attends within windows, so no row of it reads the whole picture"
     return None
+
+
+def _stage(manifest: Manifest) -> tuple[AttentionLayer, ...]:
+    """The last layers of one geometry: before them the tokens are others, and evidence cannot be handed on."""
+    last = manifest.attention[-1]
+    stage: list[AttentionLayer] = []
+    for layer in reversed(manifest.attention):
+        if (layer.grid, layer.special_tokens, layer.windows) != (last.grid, last.special_tokens, None):
+            break
+        stage.append(layer)
+    return tuple(reversed(stage))
 
 
 def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Value:
@@ -112,65 +128,51 @@ def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Val
     return add("ScatterElements", add("Expand", add.number(0.0), shape), index, ones, axis=2)
 
 
-def _layers(model: ir.Model, manifest: Manifest, outputs: dict[str | None, ir.Value]) -> list[_Layer]:
-    found = []
-    for layer in manifest.attention:
-        value, layout = _on_the_way(model, outputs[layer.output], ())
-        rows = None if layout else _rows_used(model, value)
-        if rows is None:
-            found.append(_Layer(value, None, layout, layer))
-        else:
-            found.append(_Layer(rows[0], rows[1], (), layer))
-    return found
+def _by_layers(
+    add: Adder,
+    manifest: Manifest,
+    layers: Sequence[AttentionLayer],
+    sources: Sequence[Source],
+    learned: Source | None,
+    gradients: Mapping[ir.Value, ir.Value],
+) -> dict[str, ir.Value]:
+    """(k, batch, 1, N) each."""
+    last = layers[-1]
+    if learned is None:
+        assert manifest.pooling is not None
+        row = add.constant(pooled_row(manifest.pooling, last)[None, None, None])
+    else:
+        row = add("Reshape", _evidence(add, learned, gradients), [0, -1, 1, last.tokens])
+    start, of_last = row, None
+    for source in reversed(sources):
+        evidence = add("ReduceMean", _evidence(add, source, gradients), [2], keepdims=0)
+        read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
+        carried = add("MatMul", read, evidence)
+        of_last = of_last or carried
+        row = add("Add", row, carried)
+    assert of_last is not None
+    return {RELEVANCE: row if learned is not None else add("Sub", row, start), GRAD_ATTENTION: of_last}
 
 
-def _reaching(model: ir.Model) -> set[ir.Value]:
-    """What the logits hang on."""
-    (logits,) = [value for value in model.graph.outputs if value.name == LOGITS]
-    needed = {logits}
-    for node in reversed(list(model.graph)):
-        if any(value in needed for value in node.outputs):
-            needed |= {value for value in node.inputs if value is not None}
-    return needed
+def _evidence(add: Adder, source: Source, gradients: Mapping[ir.Value, ir.Value]) -> ir.Value:
+    """(gradient * attention)+ in the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
+    positive = add("Relu", add("Mul", gradients[source.value], source.value))
+    return laid_out(add, positive, source.layout)
 
 
-def _on_the_way(model: ir.Model, value: ir.Value, layout: tuple[ir.Node, ...]) -> tuple[ir.Value, tuple[ir.Node, ...]]:
-    """What an output is, as the logits hang on it, and the nodes that lay it out as the manifest says."""
-    reaching = _reaching(model)
-    while value not in reaching:
-        node = value.producer()
-        if node is None or node.op_type not in _LAYOUT or node.inputs[0] is None:
-            raise BundleError(f"the logits do not hang on {value.name}")
-        layout, value = (node, *layout), node.inputs[0]
-    return value, layout
+def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:
+    """(k, batch, 1, patches): channels weighed by the mean of their gradient, summed, what is positive of it."""
+    weights = add("ReduceMean", gradient, [3, 4], keepdims=1)
+    summed = add("ReduceSum", add("Mul", weights, features), [2], keepdims=0)
+    return add("Reshape", add("Relu", summed), [0, 0, 1, -1])
 
 
-def _rows_used(model: ir.Model, value: ir.Value) -> tuple[ir.Value, slice] | None:
-    """Where the logits hang on some rows only: these, and which they are."""
-    reaching = _reaching(model)
-    users = [user for user, _ in value.uses() if set(user.outputs) & reaching]
-    if len(users) != 1 or users[0].op_type != "Slice":
-        return None
-    numbers = [None if one is None or one.const_value is None else one.const_value.numpy().ravel().tolist()
-               for one in users[0].inputs[1:]]  # fmt: skip
-    if None in numbers or any(len(one or []) != 1 for one in numbers) or numbers[2] != [2]:
-        return None
-    return users[0].outputs[0], slice((numbers[0] or [0])[0], (numbers[1] or [0])[0])
-
-
-def _evidence(add: Adder, layer: _Layer, gradient: ir.Value) -> ir.Value:
-    """(k, batch, rows, N): the mean over heads of (gradient * attention)+."""
-    value = add("Relu", add("Mul", gradient, layer.weights))
-    for node in layer.layout:
-        raise BundleError(f"layout {node.op_type}")
-    return add("ReduceMean", value, [2], keepdims=0)
-
-
-def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, layer: AttentionLayer) -> None:
-    patches = layer.patch_slice
+def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, patches: slice, count: int | None) -> None:
+    """(k, batch, 1, N) -> the output (batch, k, patches)."""
     flat = add("Squeeze", row, [2])
-    cut = add("Slice", flat, [patches.start], [patches.stop], [2])
-    value = add.named(add("Transpose", cut, perm=[1, 0, 2]), name)
-    value.shape = ir.Shape(["batch", "k", layer.patches])
+    if (patches.start, patches.stop) != (0, None):
+        flat = add("Slice", flat, [patches.start], [patches.stop], [2])
+    value = add.named(add("Transpose", flat, perm=[1, 0, 2]), name)
+    value.shape = ir.Shape(["batch", "k", count])
     value.type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.append(value)

@@ -11,20 +11,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, RELEVANCE, add_relevance
+from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, GRAD_CAM, RELEVANCE, TOP, add_relevance, possible
 from export.names import INPUT
 from export.nets import Net
 from export.reference import rebuild
+from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
 from saccade.pooling import pooled_row
 
-WITH_RELEVANCE = ("tiny-cct", "tiny-vit", "tiny-vit-mean")
+WITH_RELEVANCE = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-hybrid")
+WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
 
 
 def explained(bundle: Bundle) -> onnxruntime.InferenceSession:
     """The bundle's graph with the maps, its weights within."""
     model = ir.load(bundle.graph)
-    assert add_relevance(model, bundle.manifest) == (RELEVANCE, GRAD_ATTENTION)
+    assert add_relevance(model, bundle.manifest).maps == possible(bundle.manifest)[0]
     for value in model.graph.initializers.values():
         assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
@@ -41,10 +43,14 @@ def maps_of(
 
 
 def by_autograd(net: Net, bundle: Bundle, pixels: NDArray[np.float32], label: int) -> dict[str, NDArray[np.float64]]:
-    """(B, P) each: the published product of matrices in float64, (I + E_L) … (I + E_1), and the row of the last E."""
+    """(B, P) each: the published product of matrices in float64, (I + E_L) … (I + E_1), and the row of the last E.
+
+    Of layers on several grids, those of the last one.
+    """
     manifest, last = bundle.manifest, bundle.manifest.attention[-1]
     found = net.double().eval().explain(torch.from_numpy(pixels).double())
-    by = [*found.attention, *([] if found.pooling is None else [found.pooling])]
+    layers = [one for one, layer in zip(found.attention, manifest.attention, strict=True) if layer.grid == last.grid]
+    by = [*layers, *([] if found.pooling is None else [found.pooling])]
     gradients = [one.numpy() for one in torch.autograd.grad(found.logits[:, label].sum(), by)]
     attention = [one.detach().numpy() for one in by]
     if found.pooling is None:
@@ -53,7 +59,7 @@ def by_autograd(net: Net, bundle: Bundle, pixels: NDArray[np.float32], label: in
     else:
         row = np.maximum(gradients[-1] * attention[-1], 0)
     whole = np.broadcast_to(np.eye(last.tokens), (len(pixels), last.tokens, last.tokens))
-    for index in range(len(found.attention)):
+    for index in range(len(layers)):
         evidence = np.maximum(gradients[index] * attention[index], 0).mean(1)
         whole = whole + evidence @ whole
     relevance = np.einsum("bi,bij->bj", row, whole) - (row if found.pooling is None else 0)
@@ -84,3 +90,47 @@ def test_every_class_has_the_map_of_float64_autograd(models: Path, name: str) ->
                 limit = 1e-4 * np.abs(expected).max(1)
                 assert (np.abs(seen[map_name][:, label] - expected).max(1) <= limit).all(), (map_name, label)
                 np.testing.assert_allclose(alone[map_name][:, 0], seen[map_name][:, label], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
+def test_without_attention_there_is_grad_cam_and_it_is_the_class_map(models: Path, name: str) -> None:
+    """Of a head behind a mean the exact class map, in float64 from the eager net, but for its negative part and a
+    scale; of every class.
+    """
+    bundle = open_bundle(models / name / "1")
+    assert possible(bundle.manifest)[0] == (GRAD_CAM,)
+    session, net, pixels = explained(bundle), rebuild(bundle).double().eval(), noise(bundle, 3)
+    labels = len(bundle.manifest.labels)
+    seen = maps_of(session, pixels, np.tile(np.arange(labels), (3, 1)))[GRAD_CAM]
+    with torch.inference_mode():
+        tokens = net.explain(torch.from_numpy(pixels).double()).class_tokens.numpy()
+    exact = np.einsum("bpw,cw->bcp", tokens, net.head.weight.detach().numpy())
+    assert seen.shape == exact.shape
+    np.testing.assert_allclose(seen, np.maximum(exact, 0), atol=1e-4 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("name", [*WITH_RELEVANCE, *WITHOUT_ATTENTION])
+def test_the_top_class_is_found_in_the_graph(models: Path, name: str) -> None:
+    """-1 is the class of the greatest logit, of each picture its own, beside others that are named; the rest of the
+    answer is that of the model without maps.
+    """
+    bundle = open_bundle(models / name / "1")
+    session, pixels = explained(bundle), noise(bundle, 4)
+    plain = open_graph(bundle.graph)(pixels)
+    seen = maps_of(session, pixels, np.tile([TOP, 3], (4, 1)))
+    top = plain["logits"].argmax(1)
+    named = maps_of(session, pixels, np.stack([top, np.full(4, 3)], 1))
+    for output in possible(bundle.manifest)[0]:
+        np.testing.assert_array_equal(seen[output], named[output])
+        assert np.isfinite(seen[output]).all()
+        assert np.abs(seen[output]).max() > 0
+    for output, values in plain.items():
+        np.testing.assert_allclose(seen[output], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [-2, -10, 10, 2**40])
+def test_a_class_that_is_none_stops_the_run(models: Path, index: int) -> None:
+    """It is no other class by chance, as an index from the end would be."""
+    bundle = open_bundle(models / "tiny-cct" / "1")
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="out of data bounds"):
+        maps_of(explained(bundle), noise(bundle, 1), np.array([[3, index]]))

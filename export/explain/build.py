@@ -1,0 +1,28 @@
+"""relevance.onnx: all that model.onnx gives, and maps of the gradient of any class, on the same weights."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.explain.check import check_gradients
+from export.explain.relevance import Explained, add_relevance
+from saccade.bundle import Bundle
+from saccade.errors import BundleError
+
+EXPLANATION = "relevance.onnx"
+
+
+def write_relevance(bundle: Bundle, folder: Path) -> Explained:
+    """Writes relevance.onnx, whose weights are those of weights.safetensors beside it, into `folder`.
+
+    Its gradients are held to finite differences in float64 first (see `check_gradients`). Raises BundleError where the
+    model can have no such map, or a gradient is wrong; then nothing is written.
+    """
+    model = ir.load(bundle.graph)
+    explained = add_relevance(model, bundle.manifest)
+    try:
+        check_gradients(model, explained.seeds, explained.gradients)
+        ir.save(model, folder / EXPLANATION)
+    except BundleError as error:
+        raise BundleError(f"{bundle.manifest.id}: {error}") from error
+    return explained

@@ -1,8 +1,8 @@
 """What gradient rules write with: nodes behind a graph, and gradients that are summed where a value has several uses.
 
 The gradient of a value of shape (B, …) has the shape (k, B, …), one for each of k logits: an axis in front of all
-others. The values of the forward pass broadcast against it as they are, so that nothing of it is repeated k times,
-and k = 1 costs no more than no axis. Wherever axes are counted from the front, that of the gradient is one more.
+others. The values of the forward pass broadcast against it as they are, so that nothing of it is repeated k times.
+Wherever axes are counted from the front, that of the gradient is one more.
 """
 
 from collections.abc import Mapping, Sequence

@@ -25,7 +25,9 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
+RELEVANCE = "relevance.onnx"
 FILES = (GRAPH, WEIGHTS, GOLDEN)
+"""Of every bundle; one whose manifest has maps of the gradient has RELEVANCE too."""
 
 
 class Bundle:
@@ -44,6 +46,11 @@ class Bundle:
         return self.folder / WEIGHTS
 
     @property
+    def relevance(self) -> Path:
+        """Only where the manifest has `maps.gradients`."""
+        return self.folder / RELEVANCE
+
+    @property
     def golden(self) -> Path:
         return self.folder / GOLDEN
 
@@ -56,19 +63,25 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder} holds {manifest.name!r} version {manifest.version}; the folder must be called "
             f"{manifest.name}/{manifest.version}"
         )
-    missing = [name for name in FILES if name not in manifest.files]
+    files = files_of(manifest)
+    missing = [name for name in files if name not in manifest.files]
     if missing:
         raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
-    strange = sorted(repr(name) for name in manifest.files if name not in FILES)
+    strange = sorted(repr(name) for name in manifest.files if name not in files)
     if strange:
-        raise BundleError(f"{folder / MANIFEST} lists {', '.join(strange)}, which is no part of a bundle")
-    listed = {MANIFEST, *FILES}
+        raise BundleError(f"{folder / MANIFEST} lists {', '.join(strange)}, which is no part of such a bundle")
+    listed = {MANIFEST, *files}
     unlisted = {path.name for path in folder.iterdir()} - listed - {_part(name) for name in listed}
     if unlisted:  # a graph could read them, and nobody would have checked them
         raise BundleError(f"{folder} holds files that its manifest does not list: {', '.join(sorted(unlisted))}")
     for name, entry in manifest.files.items():
         _check_file(folder / name, entry)
     return Bundle(folder, manifest)
+
+
+def files_of(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the files that belong to such a bundle, beside the manifest."""
+    return FILES if manifest.maps.gradients is None else (*FILES, RELEVANCE)
 
 
 def find_bundles(models: Path) -> list[Path]:
@@ -115,8 +128,9 @@ def check_place(models: Path, name: str) -> None:
 def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], Mapping[str, Any]]) -> Bundle:
     """Creates models/<name>/<version>/ in one step.
 
-    `build` gets an empty folder, writes `FILES` into it, and returns the manifest's fields but for schema_version,
-    name, version and files. If anything fails, a full disk included, nothing is left behind. Raises BundleError.
+    `build` gets an empty folder, writes what `files_of` names into it, and returns the manifest's fields but for
+    schema_version, name, version and files. If anything fails, a full disk included, nothing is left behind. Raises
+    BundleError.
     """
     _check_name(name)
     target = models / name / str(version)
@@ -131,11 +145,11 @@ def write_bundle(models: Path, name: str, version: int, build: Callable[[Path], 
         raise BundleError(f"could not write to {models}: {error}") from error
     try:
         fields = build(scratch)
-        missing = [file for file in FILES if not (scratch / file).is_file()]
-        if missing:
-            raise BundleError(f"could not write {target}: no {', '.join(missing)} was made")
         identity = {"schema_version": SCHEMA_VERSION, "name": name, "version": version}
         manifest = Manifest.model_validate({**identity, **fields, "files": _entries(scratch)})
+        missing = [file for file in files_of(manifest) if file not in manifest.files]
+        if missing:
+            raise BundleError(f"could not write {target}: no {', '.join(missing)} was made")
         _write_synced(scratch / MANIFEST, _to_json(manifest))
         for file in scratch.iterdir():
             file.chmod(0o644)  # safetensors and mkdtemp keep others out; a bundle is there to be read

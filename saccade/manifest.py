@@ -14,7 +14,8 @@ from saccade.frozen import NAME, Count, Frozen, Sha256
 SCHEMA_VERSION = 1
 
 Channel = Annotated[int, Field(ge=0, le=255)]
-MapName = Literal["pooling", "rollout", "class"]
+GradientMapName = Literal["relevance", "grad_attention", "legrad", "grad_cam"]
+MapName = Literal["pooling", "rollout", "class", "relevance", "grad_attention", "legrad", "grad_cam"]
 Scores = Literal["softmax", "sigmoid"]
 Precision = Literal["float32", "float16", "int8"]
 Edge = Annotated[int, Field(ge=1, le=8192)]
@@ -156,6 +157,18 @@ class ClassMap(Frozen):
     grid: tuple[Count, Count]
 
 
+class GradientMaps(Frozen):
+    """Maps of the gradient of any class asked for: outputs (batch, k, patches) of relevance.onnx, which takes
+    `class_index` (batch, k) beside the pixels, and gives all that model.onnx gives as well.
+    """
+
+    names: tuple[GradientMapName, ...] = Field(min_length=1)
+    grid: tuple[Count, Count]
+    """Rows and columns of patches."""
+    layers: tuple[str, ...] = ()
+    """Attention outputs that they are made of: the last ones, where layers differ in grid."""
+
+
 class Maps(Frozen):
     """The maps that this model can give, and those given when nobody asked for any by name."""
 
@@ -165,6 +178,10 @@ class Maps(Frozen):
     rollout: str | None = None
     """Output (batch, patches): attention rollout from the pooled row."""
     class_map: ClassMap | None = None
+    gradients: GradientMaps | None = None
+    """Those of relevance.onnx; None where there is no such file."""
+    why_not: dict[GradientMapName, str] = Field(default_factory=dict)
+    """Of maps of the gradient that this model cannot have, the reason."""
 
     @property
     def available(self) -> tuple[MapName, ...]:
@@ -173,13 +190,17 @@ class Maps(Frozen):
             ("rollout", self.rollout),
             ("class", self.class_map),
         ]
-        return tuple(name for name, what in present if what is not None)
+        of_gradients = () if self.gradients is None else self.gradients.names
+        return (*(name for name, what in present if what is not None), *of_gradients)
 
     @model_validator(mode="after")
     def _default_available(self) -> "Maps":
         missing = [name for name in self.default if name not in self.available]
         if missing:
             raise ValueError(f"default maps {missing} are not among the available {list(self.available)}")
+        costly = [name for name in self.default if self.gradients is not None and name in self.gradients.names]
+        if costly:
+            raise ValueError(f"default maps {costly} are of relevance.onnx, which runs for who asks for them")
         return self
 
 
@@ -298,7 +319,7 @@ class Manifest(Frozen):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Every output that model.onnx must have, in the order of the graph."""
+        """Every output that model.onnx must have, in the order of the graph; relevance.onnx has them too."""
         maps = (self.maps.pooling, self.maps.rollout, self.maps.class_map and self.maps.class_map.tokens)
         return ("logits", *(layer.output for layer in self.attention), *(name for name in maps if name))
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
-from export.explain.relevance import Explained, add_relevance
-from saccade.bundle import Bundle
+from export.explain.relevance import add_relevance
+from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
+from saccade.manifest import Maps
 
-EXPLANATION = "relevance.onnx"
 
-
-def write_relevance(bundle: Bundle, folder: Path) -> Explained:
-    """Writes relevance.onnx, whose weights are those of weights.safetensors beside it, into `folder`.
+def write_relevance(bundle: Bundle, folder: Path) -> Maps:
+    """Writes relevance.onnx, whose weights are those of weights.safetensors beside it, into `folder`; gives the
+    manifest's `maps` with it.
 
     Its gradients are held to finite differences in float64 first (see `check_gradients`). Raises BundleError where the
     model can have no such map, or a gradient is wrong; then nothing is written.
@@ -22,7 +22,7 @@ def write_relevance(bundle: Bundle, folder: Path) -> Explained:
     explained = add_relevance(model, bundle.manifest)
     try:
         check_gradients(model, explained.seeds, explained.gradients)
-        ir.save(model, folder / EXPLANATION)
+        ir.save(model, folder / RELEVANCE)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error
-    return explained
+    return bundle.manifest.maps.model_copy(update={"gradients": explained.maps, "why_not": explained.why_not})

@@ -24,25 +24,29 @@ import numpy as np
 import onnx_ir as ir
 
 from export.explain.differentiate import differentiate
+from export.explain.known import Known
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
-from saccade.manifest import AttentionLayer, Manifest
+from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest
 from saccade.pooling import pooled_row
 
 CLASS_INDEX = "class_index"
-RELEVANCE, GRAD_ATTENTION, GRAD_CAM = "relevance", "grad_attention", "grad_cam"
+RELEVANCE: GradientMapName = "relevance"
+GRAD_ATTENTION: GradientMapName = "grad_attention"
+GRAD_CAM: GradientMapName = "grad_cam"
+OF_ATTENTION = (RELEVANCE, GRAD_ATTENTION)
 TOP = -1
-"""As a class index: the class of the greatest logit, found in the graph."""
+"""As a class index: the class of the greatest logit, found in the graph; -2 is that of the second, and so on."""
 
 
 class Explained(NamedTuple):
     """What was added to a graph."""
 
-    maps: tuple[str, ...]
-    """Outputs, float32 (batch, k, patches)."""
-    why_not: dict[str, str]
+    maps: GradientMaps
+    """As the manifest has them."""
+    why_not: dict[GradientMapName, str]
     """Of the maps that the model cannot have."""
     seeds: dict[ir.Value, ir.Value]
     """The logits, and 1 at the class asked for, (k, batch, classes)."""
@@ -52,7 +56,8 @@ class Explained(NamedTuple):
 
 def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
-    in place; what the graph gave it still gives. An index that is no class and not TOP stops the run.
+    in place; what the graph gave it still gives. An index that is neither a class nor a rank (TOP and below, down to
+    minus the number of classes) stops the run.
 
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
@@ -64,12 +69,16 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
     outputs = {value.name: value for value in model.graph.outputs}
     logits = outputs[LOGITS]
     seeds = {logits: _seed(Adder(model), model, logits, len(manifest.labels))}
+    made_of: tuple[str, ...] = ()
     if GRAD_CAM in maps:
         features = last_features(model, logits)
+        rows, columns = Known(model, [features], []).shape(features)[2:]
+        if not rows or not columns:
+            raise BundleError(f"{manifest.id}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, seeds, [features])
         add = Adder(model)
-        found = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
-        patches, count = slice(0, None), None
+        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
+        patches, grid = slice(0, rows * columns), (rows, columns)
     else:
         layers = _stage(manifest)
         sources = [source_of(model, outputs[layer.output], logits) for layer in layers]
@@ -78,20 +87,20 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
         gradients = differentiate(model, seeds, [one.value for one in wanted])
         add = Adder(model)
         found = _by_layers(add, manifest, layers, sources, learned, gradients)
-        patches, count = layers[-1].patch_slice, layers[-1].patches
-    for name, row in found.items():
-        _output(add, model, name, row, patches, count)
-    return Explained(tuple(found), why_not, seeds, gradients)
+        patches, grid, made_of = layers[-1].patch_slice, layers[-1].grid, tuple(layer.output for layer in layers)
+    for name in maps:
+        _output(add, model, name, found[name], patches)
+    return Explained(GradientMaps(names=maps, grid=grid, layers=made_of), why_not, seeds, gradients)
 
 
-def possible(manifest: Manifest) -> tuple[tuple[str, ...], dict[str, str]]:
+def possible(manifest: Manifest) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
     """(the maps that this model can have, and of the others why not)."""
     reason = _lacks(manifest)
     if manifest.attention:
-        found = () if reason else (RELEVANCE, GRAD_ATTENTION)
-        without = dict.fromkeys((RELEVANCE, GRAD_ATTENTION), reason) if reason else {}
+        found = () if reason else OF_ATTENTION
+        without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
         return found, {**without, GRAD_CAM: "it is for models without attention"}
-    return (GRAD_CAM,), dict.fromkeys((RELEVANCE, GRAD_ATTENTION), "the model has no attention")
+    return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it has no attention layers")
 
 
 def _lacks(manifest: Manifest) -> str | None:
@@ -115,13 +124,16 @@ def _stage(manifest: Manifest) -> tuple[AttentionLayer, ...]:
 
 
 def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Value:
-    """(k, batch, classes): 1 at the class asked for. ScatterElements refuses an index that is none."""
+    """(k, batch, classes): 1 at the class asked for. TopK or GatherElements refuses a rank that is none, and
+    ScatterElements a class.
+    """
     asked = ir.Value(name=CLASS_INDEX, shape=ir.Shape(["batch", "k"]), type=ir.TensorType(ir.DataType.INT64))
     model.graph.inputs.append(asked)
-    top = add("ArgMax", logits, axis=1, keepdims=1)
-    index = add("Where", add("Equal", asked, add.constant(np.array(TOP))), top, asked)
-    # ScatterElements would count from the end
-    index = add("Where", add("Less", index, add.constant(np.array(0))), add.constant(np.array(classes)), index)
+    none = add.constant(np.array(0))
+    ranks = add("Neg", add("Min", asked, add.constant(np.array(TOP))))  # from 1; of a class that is named, 1 as well
+    add("TopK", logits, add("ReduceMax", add("Reshape", ranks, [-1]), [0], keepdims=1), axis=1)
+    ranked = add("GatherElements", add.output(add.made[-1], 1), add("Sub", ranks, add.constant(np.array(1))), axis=1)
+    index = add("Where", add("Less", asked, none), ranked, asked)
     index = add("Unsqueeze", add("Transpose", index, perm=[1, 0]), [2])
     shape = add("Concat", add("Shape", index, start=0, end=2), [classes], axis=0)
     ones = add("Expand", add.number(1.0), add("Shape", index))
@@ -135,7 +147,7 @@ def _by_layers(
     sources: Sequence[Source],
     learned: Source | None,
     gradients: Mapping[ir.Value, ir.Value],
-) -> dict[str, ir.Value]:
+) -> dict[GradientMapName, ir.Value]:
     """(k, batch, 1, N) each."""
     last = layers[-1]
     if learned is None:
@@ -167,12 +179,10 @@ def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:
     return add("Reshape", add("Relu", summed), [0, 0, 1, -1])
 
 
-def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, patches: slice, count: int | None) -> None:
+def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, patches: slice) -> None:
     """(k, batch, 1, N) -> the output (batch, k, patches)."""
-    flat = add("Squeeze", row, [2])
-    if (patches.start, patches.stop) != (0, None):
-        flat = add("Slice", flat, [patches.start], [patches.stop], [2])
+    flat = add("Slice", add("Squeeze", row, [2]), [patches.start], [patches.stop], [2])
     value = add.named(add("Transpose", flat, perm=[1, 0, 2]), name)
-    value.shape = ir.Shape(["batch", "k", count])
+    value.shape = ir.Shape(["batch", "k", patches.stop - patches.start])
     value.type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.append(value)

@@ -155,15 +155,18 @@ def _by_layers(
         row = add.constant(pooled_row(manifest.pooling, last)[None, None, None])
     else:
         row = add("Reshape", _evidence(add, learned, gradients), [0, -1, 1, last.tokens])
-    start, of_last = row, None
+    start, of_last, added = row, None, None
     for source in reversed(sources):
         evidence = add("ReduceMean", _evidence(add, source, gradients), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
         carried = add("MatMul", read, evidence)
         of_last = of_last or carried
-        row = add("Add", row, carried)
+        # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
+        added = carried if added is None else add("Add", added, carried)
+        row = add("Add", start, added)
     assert of_last is not None
-    return {RELEVANCE: row if learned is not None else add("Sub", row, start), GRAD_ATTENTION: of_last}
+    assert added is not None
+    return {RELEVANCE: added if learned is None else row, GRAD_ATTENTION: of_last}
 
 
 def _evidence(add: Adder, source: Source, gradients: Mapping[ir.Value, ir.Value]) -> ir.Value:

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
-from export.explain.relevance import add_relevance
+from export.explain.relevance import Classifier, add_relevance
 from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
 from saccade.manifest import Maps
@@ -19,7 +19,7 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     model can have no such map, or a gradient is wrong; then nothing is written.
     """
     model = ir.load(bundle.graph)
-    explained = add_relevance(model, bundle.manifest)
+    explained = add_relevance(model, Classifier.of(model, bundle.manifest))
     try:
         check_gradients(model, explained.seeds, explained.gradients)
         ir.save(model, folder / RELEVANCE)

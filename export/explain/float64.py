@@ -160,6 +160,17 @@ class ConvTranspose(OpRun):
         return (result[(slice(None),) * 3 + cut].reshape(batch, -1, *(one.stop - one.start for one in cut)),)
 
 
+class GatherElements(OpRun):
+    """onnx's own wants as many places as numbers along the other axes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, places: Array, axis: int = 0) -> tuple[Array]:
+        along = axis % x.ndim
+        part = tuple(slice(None if at == along else length) for at, length in enumerate(places.shape))
+        return (np.take_along_axis(x[part], places, along),)
+
+
 class QuantizeLinear(OpRun):
     """Rounds nothing."""
 
@@ -182,5 +193,5 @@ class DequantizeLinear(OpRun):
         return ((x - less) * scale.reshape(lengths),)
 
 
-_EXACT = (Erf, Gelu, ConvTranspose)
+_EXACT = (Erf, Gelu, ConvTranspose, GatherElements)
 _STRAIGHT = (QuantizeLinear, DequantizeLinear)

@@ -109,6 +109,26 @@ def _elu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
     return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, tape("Add", result, number(node, "alpha", 1.0)))
 
 
+def _celu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    """Of alpha (exp(x / alpha) - 1), below 0."""
+    below = tape("Add", tape("Mul", result, 1 / number(node, "alpha", 1.0)), 1.0)
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, below)
+
+
+def _selu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    """Of gamma x, and gamma alpha (exp(x) - 1) below 0."""
+    alpha, gamma = number(node, "alpha", 1.6732632423543772), number(node, "gamma", 1.0507009873554805)
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), gamma, tape("Add", result, alpha * gamma))
+
+
+def _mish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    """Of x t with t = tanh(softplus(x)): t + x (1 - t²) sigmoid(x)."""
+    data = node.inputs[0]
+    curve = tape("Tanh", tape("Softplus", data))
+    slope = tape("Mul", tape("Sub", 1.0, tape("Mul", curve, curve)), tape("Sigmoid", data))
+    return tape("Add", curve, tape("Mul", data, slope))
+
+
 def _softplus(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
     return tape("Sigmoid", node.inputs[0])
 
@@ -210,6 +230,9 @@ RULES: dict[str, Rule] = {
     "LeakyRelu": _unary(_leaky_relu),
     "PRelu": first(_prelu),
     "Elu": _unary(_elu),
+    "Celu": _unary(_celu),
+    "Selu": _unary(_selu),
+    "Mish": _unary(_mish),
     "Gelu": _unary(_gelu),
     "Clip": first(_clip),
     "Identity": first(_same),

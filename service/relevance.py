@@ -6,16 +6,16 @@ told, and the log has the reason.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 
-import numpy as np
 import onnxruntime
 
 from saccade.api import Plan
 from saccade.bundle import Bundle
 from saccade.errors import BundleError, InferenceFailed, SettingsError
-from saccade.golden import check_golden
+from saccade.golden import check_golden_maps
 from saccade.manifest import GradientMaps, Manifest
 from service.batcher import RUNNER
 from service.memory import refusal_of_relevance
@@ -88,9 +88,7 @@ class Relevance:
             without=_FOLDED if copies else (*_FOLDED, *_COPIED),
         )
         check_interface(manifest, session, _inputs(manifest), self._shapes)
-        check_golden(
-            manifest, self._bundle.golden, plan.provider, lambda pixels: self._run_golden(session, pixels, _top(pixels))
-        )
+        check_golden_maps(manifest, self._bundle.golden, plan.provider, functools.partial(self._run_golden, session))
         self._session = session
 
     async def opened(self) -> None:
@@ -139,7 +137,3 @@ class Relevance:
 
 def _inputs(manifest: Manifest) -> dict[str, tuple[str, list[int | str]]]:
     return {**inputs_of(manifest), CLASS_INDEX: ("tensor(int64)", ["batch", "k"])}
-
-
-def _top(pixels: Floats) -> Indices:
-    return np.full((len(pixels), 1), -1)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, RULES
+from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, PLACES_TOO, RULES
 from export.explain.known import Known, said
 from export.explain.tape import Tape
 from export.graph.nodes import describe, graphs, used
@@ -79,7 +79,7 @@ def _path(model: ir.Model, seeds: Collection[ir.Value], wanted: Sequence[ir.Valu
     for node in model.graph:
         if not _is_flat(node) and any(value in reached for value in _carrying(node)):
             behind.append(node)
-            reached |= set(node.outputs)
+            reached |= set(node.outputs[:1] if node.op_type in PLACES_TOO else node.outputs)
     needed, nodes = set(seeds) & reached, []
     for node in reversed(behind):
         if any(value in needed for value in node.outputs):

@@ -17,19 +17,19 @@ mean of its gradient, summed, and what is positive of it.
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from export.explain.differentiate import differentiate
-from export.explain.known import Known
+from export.explain.known import Known, other_floats
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
-from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest
+from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest, Pooling
 from saccade.pooling import pooled_row
 
 CLASS_INDEX = "class_index"
@@ -39,6 +39,33 @@ GRAD_CAM: GradientMapName = "grad_cam"
 OF_ATTENTION = (RELEVANCE, GRAD_ATTENTION)
 TOP = -1
 """As a class index: the class of the greatest logit, found in the graph; -2 is that of the second, and so on."""
+
+
+class Classifier(NamedTuple):
+    """What is known of the classifier in a graph."""
+
+    name: str
+    """In messages."""
+    logits: ir.Value
+    """(batch, classes)."""
+    classes: int
+    layers: tuple[AttentionLayer, ...]
+    attention: tuple[ir.Value, ...]
+    """Of each of `layers` its weights, in the shape that the layer says."""
+    pooling: Pooling | None
+    """None where it is not known how the classifier reads the tokens."""
+    weights: ir.Value | None
+    """Of learned pooling, (batch, tokens)."""
+
+    @classmethod
+    def of(cls, model: ir.Model, manifest: Manifest) -> "Classifier":
+        """By the outputs of a bundle's model.onnx."""
+        outputs = {value.name: value for value in model.graph.outputs}
+        return cls(
+            manifest.id, outputs[LOGITS], len(manifest.labels),
+            manifest.attention, tuple(outputs[layer.output] for layer in manifest.attention),
+            manifest.pooling, outputs[POOLING] if manifest.maps.pooling else None,
+        )  # fmt: skip
 
 
 class Explained(NamedTuple):
@@ -54,7 +81,7 @@ class Explained(NamedTuple):
     """Of what the maps are made of."""
 
 
-def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
+def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
     in place; what the graph gave it still gives. An index that is neither a class nor a rank (TOP and below, down to
     minus the number of classes) stops the run.
@@ -62,61 +89,66 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
     """
-    maps, why_not = possible(manifest)
+    maps, why_not = possible(classifier.layers, classifier.pooling)
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
-        raise BundleError(f"{manifest.id} can have no map of gradients: {reasons}")
-    outputs = {value.name: value for value in model.graph.outputs}
-    logits = outputs[LOGITS]
-    seeds = {logits: _seed(Adder(model), model, logits, len(manifest.labels))}
+        raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
+    logits = classifier.logits
+    seeds = {logits: _seed(Adder(model), model, logits, classifier.classes)}
     made_of: tuple[str, ...] = ()
+    narrow = other_floats(model)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
         rows, columns = Known(model, [features], []).shape(features)[2:]
         if not rows or not columns:
-            raise BundleError(f"{manifest.id}: the size of its last feature map hangs on the batch")
+            raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, seeds, [features])
         add = Adder(model)
-        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
+        channels = _wide(add, features, narrow)
+        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, channels, gradients[features])}
         patches, grid = slice(0, rows * columns), (rows, columns)
     else:
-        layers = _stage(manifest)
-        sources = [source_of(model, outputs[layer.output], logits) for layer in layers]
-        learned = source_of(model, outputs[POOLING], logits) if manifest.maps.pooling else None
+        layers = _stage(classifier.layers)
+        sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
+        learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
         wanted = [*sources, *([] if learned is None else [learned])]
         gradients = differentiate(model, seeds, [one.value for one in wanted])
         add = Adder(model)
-        found = _by_layers(add, manifest, layers, sources, learned, gradients)
+        positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+                    for one in wanted}  # fmt: skip
+        found = _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive)
         patches, grid, made_of = layers[-1].patch_slice, layers[-1].grid, tuple(layer.output for layer in layers)
     for name in maps:
         _output(add, model, name, found[name], patches)
     return Explained(GradientMaps(names=maps, grid=grid, layers=made_of), why_not, seeds, gradients)
 
 
-def possible(manifest: Manifest) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
-    """(the maps that this model can have, and of the others why not)."""
-    reason = _lacks(manifest)
-    if manifest.attention:
-        found = () if reason else OF_ATTENTION
-        without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
-        return found, {**without, GRAD_CAM: "it is for models without attention"}
-    return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it has no attention layers")
+def possible(
+    layers: Sequence[AttentionLayer], pooling: Pooling | None
+) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
+    """(the maps that a model of this attention and pooling can have, and of the others why not)."""
+    if not layers:
+        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it has no attention layers")
+    reason = _lacks(layers[-1], pooling)
+    found = () if reason else OF_ATTENTION
+    without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
+    return found, {**without, GRAD_CAM: "it is for models without attention"}
 
 
-def _lacks(manifest: Manifest) -> str | None:
+def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
     """Why attention cannot be carried from the pooled row to the patches, in words; None where it can."""
-    if manifest.pooling is None:
+    if pooling is None:
         return "how the classifier reads the tokens is not known"
-    if manifest.attention and manifest.attention[-1].windows is not None:
+    if last.windows is not None:
         return "the last layer attends within windows, so no row of it reads the whole picture"
     return None
 
 
-def _stage(manifest: Manifest) -> tuple[AttentionLayer, ...]:
+def _stage(layers: Sequence[AttentionLayer]) -> tuple[AttentionLayer, ...]:
     """The last layers of one geometry: before them the tokens are others, and evidence cannot be handed on."""
-    last = manifest.attention[-1]
+    last = layers[-1]
     stage: list[AttentionLayer] = []
-    for layer in reversed(manifest.attention):
+    for layer in reversed(layers):
         if (layer.grid, layer.special_tokens, layer.windows) != (last.grid, last.special_tokens, None):
             break
         stage.append(layer)
@@ -142,34 +174,40 @@ def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Val
 
 def _by_layers(
     add: Adder,
-    manifest: Manifest,
-    layers: Sequence[AttentionLayer],
+    pooling: Pooling | None,
+    last: AttentionLayer,
     sources: Sequence[Source],
     learned: Source | None,
-    gradients: Mapping[ir.Value, ir.Value],
+    positive: Mapping[ir.Value, ir.Value],
 ) -> dict[GradientMapName, ir.Value]:
-    """(k, batch, 1, N) each."""
-    last = layers[-1]
+    """(k, batch, 1, N) each. `positive`: of each source (gradient * attention)+."""
     if learned is None:
-        assert manifest.pooling is not None
-        row = add.constant(pooled_row(manifest.pooling, last)[None, None, None])
+        assert pooling is not None
+        row = add.constant(pooled_row(pooling, last)[None, None, None])
     else:
-        row = add("Reshape", _evidence(add, learned, gradients), [0, -1, 1, last.tokens])
-    start, of_last = row, None
+        row = add("Reshape", _evidence(add, learned, positive), [0, -1, 1, last.tokens])
+    start, of_last, added = row, None, None
     for source in reversed(sources):
-        evidence = add("ReduceMean", _evidence(add, source, gradients), [2], keepdims=0)
+        evidence = add("ReduceMean", _evidence(add, source, positive), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
         carried = add("MatMul", read, evidence)
         of_last = of_last or carried
-        row = add("Add", row, carried)
+        # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
+        added = carried if added is None else add("Add", added, carried)
+        row = add("Add", start, added)
     assert of_last is not None
-    return {RELEVANCE: row if learned is not None else add("Sub", row, start), GRAD_ATTENTION: of_last}
+    assert added is not None
+    return {RELEVANCE: added if learned is None else row, GRAD_ATTENTION: of_last}
 
 
-def _evidence(add: Adder, source: Source, gradients: Mapping[ir.Value, ir.Value]) -> ir.Value:
-    """(gradient * attention)+ in the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
-    positive = add("Relu", add("Mul", gradients[source.value], source.value))
-    return laid_out(add, positive, source.layout)
+def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
+    """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
+    return laid_out(add, positive[source.value], source.layout)
+
+
+def _wide(add: Adder, value: ir.Value, narrow: Collection[ir.Value]) -> ir.Value:
+    """In float32, as gradients are."""
+    return add("Cast", value, to=ir.DataType.FLOAT) if value in narrow else value
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

@@ -123,7 +123,7 @@ def test_overlay_turns_a_photograph_upright(models: Path, picture: Path) -> None
         ({"--model": "absent"}, "no model 'absent'"),
         ({"--model": "tiny-cct@9"}, "there are: tiny-cct@1"),
         ({"--models": "no/such/folder"}, "no folder of models at no/such/folder"),
-        ({"--map": "saliency"}, "maps must be none, or of pooling, rollout and class"),
+        ({"--map": "saliency"}, "maps must be none, or of pooling, rollout, class, relevance"),
         ({"--map": "none"}, "there are 0: give --map"),
         ({"--map": "rollout,pooling"}, "there are 2"),
         ({"--model": "tiny-resnet", "--map": "rollout"}, "has no map 'rollout'"),

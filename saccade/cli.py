@@ -20,6 +20,7 @@ from saccade.manifest import Manifest
 from saccade.needs import needs
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
+from saccade.reasons import map_lines
 from saccade.sources import add_arguments, source_of
 
 
@@ -89,7 +90,10 @@ def export(options: argparse.Namespace) -> None:
     check_place(options.models, options.name)
     if source == "run":
         (publishing,) = needs("export", "export.publish")
-        _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
+        published = publishing.publish(
+            options.run_folder, options.models, options.name, options.data, relevance=options.relevance
+        )
+        _report(published.manifest)
         return
     (adopting,) = needs("export", f"export.from_{source}")
     bundle, said = adopting.adopt(options)
@@ -282,6 +286,9 @@ def _report(manifest: Manifest) -> None:
     print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
     for name, check in manifest.parity.checks.items():
         print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
+    print("maps:")
+    for line in map_lines(manifest):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--from-onnx", type=Path, metavar="FILE", help="a classifier in ONNX")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument(
+        "--no-relevance", dest="relevance", action="store_false", help="without relevance.onnx: no maps of the gradient"
+    )
     add = parser.add_argument_group("of a run").add_argument
     add("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
     add = parser.add_argument_group("of --from-transformers").add_argument

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 from saccade.api import ClassifyOptions, Indices, indices
 from saccade.errors import InvalidParameter, RequestError, ResponseTooLarge, UnsupportedMap
 from saccade.manifest import AttentionLayer, Manifest, MapName
+from saccade.reasons import why_not
 
 _LEAST_BYTES = 4  # "0.0," in JSON
 _ENVELOPE_BYTES = 1500  # everything that is no array, with room
@@ -119,22 +120,8 @@ def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
     for name in asked:
         if name not in manifest.maps.available:
             has = ", ".join(manifest.maps.available) or "no map"
-            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {_why_not(manifest, name)}; it has {has}")
+            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {why_not(manifest, name)}; it has {has}")
     return asked
-
-
-def _why_not(manifest: Manifest, name: MapName) -> str:
-    if name == "class":
-        return "its logits are no sum over patches"
-    if not manifest.attention:
-        return "it has no attention layers"
-    if name == "pooling":
-        return "its pooling is not learned"
-    if any(layer.windows for layer in manifest.attention):
-        return "its attention layers see parts of the picture, windows"
-    if manifest.pooling is None:
-        return "how it pools its tokens is not known"
-    return "its attention layers do not share one grid"
 
 
 def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "topk"] | Indices:

@@ -17,14 +17,14 @@ mean of its gradient, summed, and what is positive of it.
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from export.explain.differentiate import differentiate
-from export.explain.known import Known
+from export.explain.known import Known, other_floats
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import LOGITS, POOLING
@@ -96,6 +96,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     logits = classifier.logits
     seeds = {logits: _seed(Adder(model), model, logits, classifier.classes)}
     made_of: tuple[str, ...] = ()
+    narrow = other_floats(model)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
         rows, columns = Known(model, [features], []).shape(features)[2:]
@@ -103,7 +104,8 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
             raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, seeds, [features])
         add = Adder(model)
-        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, features, gradients[features])}
+        channels = _wide(add, features, narrow)
+        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, channels, gradients[features])}
         patches, grid = slice(0, rows * columns), (rows, columns)
     else:
         layers = _stage(classifier.layers)
@@ -112,7 +114,9 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
         wanted = [*sources, *([] if learned is None else [learned])]
         gradients = differentiate(model, seeds, [one.value for one in wanted])
         add = Adder(model)
-        found = _by_layers(add, classifier.pooling, layers[-1], sources, learned, gradients)
+        positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+                    for one in wanted}  # fmt: skip
+        found = _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive)
         patches, grid, made_of = layers[-1].patch_slice, layers[-1].grid, tuple(layer.output for layer in layers)
     for name in maps:
         _output(add, model, name, found[name], patches)
@@ -174,29 +178,36 @@ def _by_layers(
     last: AttentionLayer,
     sources: Sequence[Source],
     learned: Source | None,
-    gradients: Mapping[ir.Value, ir.Value],
+    positive: Mapping[ir.Value, ir.Value],
 ) -> dict[GradientMapName, ir.Value]:
-    """(k, batch, 1, N) each."""
+    """(k, batch, 1, N) each. `positive`: of each source (gradient * attention)+."""
     if learned is None:
         assert pooling is not None
         row = add.constant(pooled_row(pooling, last)[None, None, None])
     else:
-        row = add("Reshape", _evidence(add, learned, gradients), [0, -1, 1, last.tokens])
-    start, of_last = row, None
+        row = add("Reshape", _evidence(add, learned, positive), [0, -1, 1, last.tokens])
+    start, of_last, added = row, None, None
     for source in reversed(sources):
-        evidence = add("ReduceMean", _evidence(add, source, gradients), [2], keepdims=0)
+        evidence = add("ReduceMean", _evidence(add, source, positive), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
         carried = add("MatMul", read, evidence)
         of_last = of_last or carried
-        row = add("Add", row, carried)
+        # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
+        added = carried if added is None else add("Add", added, carried)
+        row = add("Add", start, added)
     assert of_last is not None
-    return {RELEVANCE: row if learned is not None else add("Sub", row, start), GRAD_ATTENTION: of_last}
+    assert added is not None
+    return {RELEVANCE: added if learned is None else row, GRAD_ATTENTION: of_last}
 
 
-def _evidence(add: Adder, source: Source, gradients: Mapping[ir.Value, ir.Value]) -> ir.Value:
-    """(gradient * attention)+ in the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
-    positive = add("Relu", add("Mul", gradients[source.value], source.value))
-    return laid_out(add, positive, source.layout)
+def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
+    """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
+    return laid_out(add, positive[source.value], source.layout)
+
+
+def _wide(add: Adder, value: ir.Value, narrow: Collection[ir.Value]) -> ir.Value:
+    """In float32, as gradients are."""
+    return add("Cast", value, to=ir.DataType.FLOAT) if value in narrow else value
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

@@ -96,6 +96,7 @@ def quantize(
             _fields(bundle, precision, variant),
             lambda target: _copy(folder, target),
             VariantOf,
+            relevance=manifest.maps.gradients is not None,
         )
 
 
@@ -162,6 +163,7 @@ def _fields(bundle: Bundle, precision: Precision, variant: Variant) -> dict[str,
         **carried,
         "precision": precision,
         "parent": identity_of(bundle),
+        "maps": manifest.maps.model_copy(update={"gradients": None}),
         "tolerance": TOLERANCE,  # of the draft; `assemble` has the final one
         "card": card,
     }

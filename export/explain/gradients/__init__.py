@@ -1,11 +1,21 @@
 """The table of gradients, one rule an operator of ONNX's standard domain, opset 20."""
 
-from export.explain.gradients import convolution, elementwise, linear, normalize, reduce, resize, scatter, shape
+from export.explain.gradients import (
+    convolution,
+    elementwise,
+    linear,
+    normalize,
+    quantize,
+    reduce,
+    resize,
+    scatter,
+    shape,
+)
 from export.explain.gradients.rule import Rule
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES, **linear.RULES, **shape.RULES, **reduce.RULES, **normalize.RULES, **convolution.RULES,
-    **resize.RULES, **scatter.RULES,
+    **resize.RULES, **scatter.RULES, **quantize.RULES,
 }  # fmt: skip
 
 NO_GRADIENT = frozenset((

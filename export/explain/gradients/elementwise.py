@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from export.explain.gradients.quantize import rounded
 from export.explain.gradients.rule import Rule, first
 from export.explain.tape import Tape
 from export.graph.nodes import describe, number, words
@@ -94,7 +95,10 @@ def _hard_swish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
 
 
 def _relu(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    return tape("Where", tape("Greater", node.inputs[0], 0.0), gradient, 0.0)
+    """By its result: ONNX Runtime makes one operator of a ReLU and the convolution or sum before it, unless somebody
+    else reads what is between.
+    """
+    return tape("Where", tape("Greater", rounded(node.outputs[0]), 0.0), gradient, 0.0)
 
 
 def _leaky_relu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
@@ -197,11 +201,6 @@ def _dropout(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return gradient
 
 
-def _cast(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """Back to the type that was cast from."""
-    return tape("CastLike", gradient, node.inputs[0])
-
-
 RULES: dict[str, Rule] = {
     "Add": _broadcast(lambda _, __, ___, gradient: gradient),
     "Sum": _broadcast(lambda _, __, ___, gradient: gradient),
@@ -238,6 +237,6 @@ RULES: dict[str, Rule] = {
     "Clip": first(_clip),
     "Identity": first(_same),
     "Dropout": first(_dropout),
-    "Cast": first(_cast),
-    "CastLike": first(_cast),
+    "Cast": first(_same),
+    "CastLike": first(_same),
 }

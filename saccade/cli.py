@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from saccade import __version__, bulk, measures
+from saccade import __version__, bulk, explanations, measures
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.client import Client, Effort
@@ -210,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     measures.add_commands(command)
+    explanations.add_commands(command)
 
     one = command("overlay", overlay_picture)
     one.add_argument("picture", type=Path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from export.data import open_source
 from export.examples import Example, load
+from export.explain.build import check_made
 from export.explain.prove import check_held, prove_maps
 from export.graph.evaluate import run_whole
 from export.head import Head, head_of
@@ -54,7 +55,10 @@ def verify(bundle: Bundle, data: Path | None, *, file: Path | None = None, funct
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
     for a net of our own). `file` and `function` are as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    proof = prove(bundle, reference_of(bundle, file=file, function=function), data)
+    reference = reference_of(bundle, file=file, function=function)
+    if bundle.manifest.maps.gradients is not None:
+        check_made(bundle)
+    proof = prove(bundle, reference, data)
     measured = {"parity": proof.parity.model_dump(), "tolerance": proof.tolerance}
     return update_bundle(bundle, measured, {GOLDEN: proof.golden})
 

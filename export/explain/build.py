@@ -1,5 +1,6 @@
 """relevance.onnx: all that model.onnx gives, and maps of the gradient of any class, on the same weights."""
 
+import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -26,6 +27,18 @@ def unexplained(bundle: Bundle, reason: str) -> Bundle:
     maps = {"gradients": None, "why_not": {**dict.fromkeys(names, reason), **why_not}}
     return Bundle(
         bundle.folder, bundle.manifest.model_copy(update={"maps": bundle.manifest.maps.model_copy(update=maps)})
+    )
+
+
+def check_made(bundle: Bundle) -> None:
+    """Makes relevance.onnx again of model.onnx, gradients checked. Raises BundleError where the file is another."""
+    with tempfile.TemporaryDirectory() as place:
+        maps = write_relevance(bundle, Path(place))
+        if (Path(place) / RELEVANCE).read_bytes() == bundle.relevance.read_bytes() and maps == bundle.manifest.maps:
+            return
+    raise BundleError(
+        f"{bundle.relevance} is not what is made of {bundle.graph.name}: it was changed, or made by another version "
+        f"(saccade relevance {bundle.folder} makes it anew)"
     )
 
 

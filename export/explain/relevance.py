@@ -128,7 +128,7 @@ def possible(
 ) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
     """(the maps that a model of this attention and pooling can have, and of the others why not)."""
     if not layers:
-        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it has no attention layers")
+        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it gives no attention")
     reason = _lacks(layers[-1], pooling)
     found = () if reason else OF_ATTENTION
     without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}

@@ -32,9 +32,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(file: Path) -> Path:
+def plain(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ViT explained."""
-    return explain(file)
+    out = tmp_path_factory.mktemp("explained") / "vit.onnx"
+    explain(file, "--out", str(out))
+    return out
 
 
 def explain(path: Path, *words: str) -> Path:
@@ -104,8 +106,8 @@ def test_every_class_has_the_map_of_float64_autograd(name: str, tmp_path: Path) 
     for count in (1, 3):
         pixels = noise(count, net.size)
         seen = answer(explained, pixels, np.tile(np.arange(models.CLASSES), (count, 1)))
-        assert [*seen][-2:] == ["relevance", "grad_attention"]
-        (own,) = [*seen][:-2]
+        own, *maps = seen
+        assert maps == ["relevance", "grad_attention", "legrad"]
         with torch.inference_mode():
             expected = net(torch.from_numpy(pixels).double()).numpy()
         np.testing.assert_allclose(seen[own], expected, atol=1e-4)
@@ -146,7 +148,7 @@ def test_the_table_says_what_the_maps_are_made_of(
     ]
     said = "\n".join(lines)
     assert "logits read the tokens by: class_token, from token 0\n" in said
-    assert "maps: relevance, grad_attention, of 4 x 6 patches\n" in said
+    assert "maps: relevance, grad_attention, legrad, of 4 x 6 patches\n" in said
     assert "not grad_cam: it is for models without attention\n" in said
     assert "of finite differences in float64\n" in said
     assert "it takes x (batch, 3, 32, 48) and class_index (batch, k)\n" in said
@@ -242,7 +244,7 @@ def test_outputs_of_the_file_stay_and_probabilities_are_looked_through(file: Pat
     path = changed(file, tmp_path / "scores.onnx", change)
     pixels, classes = noise(2, (32, 48)), np.array([[3, -1], [-1, 0]])
     seen, own = answer(explain(path), pixels, classes), answer(path, pixels)
-    assert [*seen] == [*own, "relevance", "grad_attention"]
+    assert [*seen] == [*own, "relevance", "grad_attention", "legrad"]
     for name, values in own.items():
         np.testing.assert_allclose(seen[name], values, atol=1e-5)
     by_logits = answer(plain, pixels, classes)
@@ -260,7 +262,7 @@ def test_the_logits_may_be_an_inner_value(file: Path, plain: Path, tmp_path: Pat
     path = changed(file, tmp_path / "label.onnx", change)
     pixels, classes = noise(2, (32, 48)), np.full((2, 1), -1)
     seen = answer(explain(path, "--logits", logits), pixels, classes)
-    assert [*seen] == ["label", "relevance", "grad_attention"]
+    assert [*seen] == ["label", "relevance", "grad_attention", "legrad"]
     np.testing.assert_array_equal(seen["label"], answer(path, pixels)["label"])
     by_logits = answer(plain, pixels, seen["label"][:, None])
     np.testing.assert_allclose(seen["relevance"], by_logits["relevance"], atol=1e-6)
@@ -450,7 +452,7 @@ def test_words_that_do_not_fit_are_refused(
     [
         ("text.onnx", b"not a model\n", "is no ONNX file, or it is cut off"),
         ("pickle.onnx", pickle.dumps({"weights": [1.0]}), "is a pickle, as torch.save writes them, and none is opened"),
-        ("model.pt", b"", "model.pt must be an ONNX file and end in .onnx"),
+        ("model.pt", b"", "model.pt is a file and does not end in .onnx"),
     ],
 )
 def test_what_is_no_onnx_file_is_refused(

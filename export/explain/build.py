@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
+from export.explain.gate import gate_maps
 from export.explain.relevance import add_relevance
 from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
@@ -22,6 +23,7 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     explained = add_relevance(model, bundle.manifest)
     try:
         check_gradients(model, explained.derivatives)
+        gate_maps(model)
         ir.save(model, folder / RELEVANCE)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error

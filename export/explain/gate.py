@@ -1,6 +1,7 @@
-"""Outputs that are worked out only where they are wanted.
+"""Maps that are worked out only where they are wanted.
 
-ONNX Runtime runs all nodes of a graph, whatever outputs are asked for. Behind an If they rest.
+ONNX Runtime runs all nodes of a graph, whatever outputs are asked for: a caller who wants one map would wait for all.
+Behind an If they rest.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,32 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.explain.source import behind
+from saccade.manifest import GradientMapName
+
+SWITCHES: dict[str, tuple[GradientMapName, ...]] = {
+    "with_relevance": ("relevance", "grad_attention"), "with_legrad": ("legrad",),
+}  # fmt: skip
+"""Inputs of relevance.onnx, a bool each, and the maps that they are for."""
 
 
-def gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
-    """Moves all that only these outputs hang on, float32 of (batch, k, patches), behind a new input, in place: a bool,
-    true where it is not given. Where it is false they are empty, (0, 0, patches).
+def gate_maps(model: ir.Model) -> None:
+    """Adds those of the switches that the model has maps of, in place. It must be given them then; where one is false
+    its maps are empty, (0, 0, patches).
     """
     common.RemoveUnusedNodesPass()(model)  # what only the check of the gradients wanted
+    for name, maps in SWITCHES.items():
+        outputs = [value for value in model.graph.outputs if value.name in maps]
+        if outputs:
+            _gate(model, outputs, name)
+
+
+def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
+    """Moves what only these outputs hang on, float32 of (batch, k, patches), into a branch."""
     others = set().union(*(behind(model, value) for value in model.graph.outputs if value not in outputs))
     wanted = set().union(*(behind(model, value) for value in outputs))
     nodes = [node for node in model.graph if wanted.intersection(node.outputs) and not others.intersection(node.outputs)]
     switch = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
-    switch.const_value = ir.tensor(np.array(True), name=name)
     model.graph.inputs.append(switch)
-    model.graph.initializers[name] = switch
 
     choice = ir.node("If", [switch], num_outputs=len(outputs), name=name)
     nothing = []

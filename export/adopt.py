@@ -38,6 +38,8 @@ class Facts:
     scores: Scores = "softmax"
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of what else the source is made with."""
+    relevance: bool = True
+    """Whether relevance.onnx is made, where it can be."""
 
 
 def adopt(
@@ -70,7 +72,12 @@ def adopt(
             "card": facts.card,
         }
         return assemble(
-            models, name, fields, lambda folder: _write(model, exposed, parameters or {}, folder), reference
+            models,
+            name,
+            fields,
+            lambda folder: _write(model, exposed, parameters or {}, folder),
+            reference,
+            relevance=facts.relevance,
         )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from export.explain.build import explained, unexplained
+from export.explain.prove import MapsError
 from export.reference import Reference
 from export.verify import prove
-from saccade.bundle import GOLDEN, Bundle, next_version, write_bundle
+from saccade.bundle import GOLDEN, RELEVANCE, Bundle, next_version, write_bundle
 from saccade.errors import BundleError, first_problem
 from saccade.manifest import SCHEMA_VERSION, Manifest
 
@@ -21,11 +23,14 @@ def assemble(
     write: Callable[[Path], None],
     reference: Callable[[Bundle], Reference],
     data: Path | None = None,
+    *,
+    relevance: bool = True,
 ) -> Bundle:
     """Writes the next version of `name`: what `write` puts into its folder, held to `reference`, or nothing at all.
 
-    `fields` are those of the manifest but for identity, parity and files. Raises BundleError, and ValidationError where
-    they make no manifest (see `gives_manifest`).
+    With `relevance` also relevance.onnx, and where the model can have none that holds, the reason. `fields` are those
+    of the manifest but for identity, parity and files. Raises BundleError, and ValidationError where they make no
+    manifest (see `gives_manifest`).
     """
     version = next_version(models, name)
     draft = draft_manifest(name, version, fields)
@@ -33,9 +38,16 @@ def assemble(
     def build(folder: Path) -> Mapping[str, Any]:
         write(folder)
         bundle = Bundle(folder, draft)
-        proof = prove(bundle, reference(bundle), data)
+        if relevance:
+            bundle = explained(bundle, folder)
+        try:
+            proof = prove(bundle, reference(bundle), data)
+        except MapsError as error:
+            (folder / RELEVANCE).unlink()
+            bundle = unexplained(bundle, str(error))
+            proof = prove(bundle, reference(bundle), data)
         (folder / GOLDEN).write_bytes(proof.golden)
-        return {**fields, "parity": proof.parity, "tolerance": proof.tolerance}
+        return {**fields, "maps": bundle.manifest.maps, "parity": proof.parity, "tolerance": proof.tolerance}
 
     return write_bundle(models, name, version, build)
 

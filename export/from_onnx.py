@@ -70,6 +70,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
             summary=f"Taken from {path.name}; not trained and not evaluated here.",
             license="that of the source", parameters=file.parameters,
         ),
+        relevance=options.relevance,
     )  # fmt: skip
     bundle = adoption.adopt(
         file.model, file.exposed, facts, lambda written: file.reference(path, written), options.models, options.name

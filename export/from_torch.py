@@ -56,7 +56,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     origin = Origin(kind="torch", name=target, files={weights.name: sha256(weights)})
-    facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax")
+    facts = Facts(labels, preprocessing, origin, card, options.scores or "softmax", relevance=options.relevance)
     bundle, exposed = adopt_module(
         module, facts, lambda written: module_of(written, target), options.models, options.name, options.grid
     )

@@ -43,7 +43,7 @@ def adopt(options: argparse.Namespace) -> tuple[Bundle, list[str]]:
         license="that of the source",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()})
+    facts = Facts(labels, preprocessing, origin, card, scores, {"transformers": _version()}, options.relevance)
     bundle, exposed = adopt_module(model, facts, reference_of, options.models, options.name, options.grid)
     if "auto_map" in checkpoint.configuration:
         said.append("the configuration names code of the checkpoint's own (auto_map): it was not run")

@@ -19,7 +19,7 @@ from saccade.errors import BundleError
 from saccade.manifest import Provenance
 
 
-def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bundle:
+def publish(run: Path, models: Path, name: str, data: Path | None = None, *, relevance: bool = True) -> Bundle:
     """Exports the best weights of a run as the next version of `name`, verified. Raises BundleError, DataError."""
     recipe, weights, state, metrics = read_run(run)
     labels = tuple(state["classes"])
@@ -35,7 +35,15 @@ def publish(run: Path, models: Path, name: str, data: Path | None = None) -> Bun
             "provenance": _provenance(recipe, state),
             "card": _card(recipe, net, state, metrics),
         }
-        return assemble(models, name, fields, lambda folder: write_model(net, recipe.size, folder), RecipeNet, data)
+        return assemble(
+            models,
+            name,
+            fields,
+            lambda folder: write_model(net, recipe.size, folder),
+            RecipeNet,
+            data,
+            relevance=relevance,
+        )
 
 
 def promises(net: Net, recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:

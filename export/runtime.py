@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from saccade.errors import BundleError
+from saccade.golden import Explain
 
 Answer = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 
@@ -26,6 +28,20 @@ def open_graph(
 
     `folder` is where a graph given as bytes has its external data.
     """
+    session = _session(graph, threads, optimised, folder)
+    names = list(only) if only else [output.name for output in session.get_outputs()]
+    pixel_values = session.get_inputs()[0].name
+    return lambda pixels: _run(session, names, {pixel_values: pixels})
+
+
+def open_relevance(graph: Path | bytes, *, threads: int = 0, folder: Path | None = None) -> Explain:
+    """As open_graph, of a relevance.onnx: (n, 3, H, W) and class_index (n, k) -> all that it gives."""
+    session = _session(graph, threads, optimised=True, folder=folder)
+    names, (pixel_values, class_index) = [output.name for output in session.get_outputs()], session.get_inputs()
+    return lambda pixels, classes: _run(session, names, {pixel_values.name: pixels, class_index.name: classes})
+
+
+def _session(graph: Path | bytes, threads: int, optimised: bool, folder: Path | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -35,18 +51,18 @@ def open_graph(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     given = str(graph) if isinstance(graph, Path) else graph
     try:
-        session = onnxruntime.InferenceSession(given, options, providers=[PROVIDER], enable_fallback=0)
+        return onnxruntime.InferenceSession(given, options, providers=[PROVIDER], enable_fallback=0)
     except Exception as error:  # its exceptions share no base class with each other
         said = graph if isinstance(graph, Path) else "the graph"
         raise BundleError(f"ONNX Runtime does not load {said}: {error}") from error
-    names = list(only) if only else [output.name for output in session.get_outputs()]
-    pixel_values = session.get_inputs()[0].name
 
-    def answer(pixels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        try:
-            outputs: list[NDArray[np.float32]] = session.run(names, {pixel_values: pixels})
-        except Exception as error:  # as above
-            raise BundleError(f"ONNX Runtime fails on pictures {list(pixels.shape)}: {error}") from error
-        return dict(zip(names, outputs, strict=True))
 
-    return answer
+def _run(
+    session: onnxruntime.InferenceSession, names: list[str], inputs: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[np.float32]]:
+    try:
+        outputs: list[NDArray[np.float32]] = session.run(names, inputs)
+    except Exception as error:  # as above
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise BundleError(f"ONNX Runtime fails on {shapes}: {error}") from error
+    return dict(zip(names, outputs, strict=True))

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from export.data import open_source
 from export.examples import Example, load
+from export.explain.build import check_made
+from export.explain.prove import check_held, prove_maps
 from export.graph.evaluate import run_whole
 from export.head import Head, head_of
 from export.names import LOGITS
@@ -19,11 +21,11 @@ from export.quantize.parent import parent_checks
 from export.quantize.tolerance import tolerance_of
 from export.recipe import recipe_of
 from export.reference import Limits, Outputs, Reference, reference_of
-from export.runtime import PROVIDER, Answer, open_graph
+from export.runtime import PROVIDER, Answer, open_graph, open_relevance
 from export.weights import tolerance_for, versions
 from saccade.bundle import GOLDEN, Bundle, update_bundle
 from saccade.errors import BundleError
-from saccade.golden import check_golden, golden_file, made_pictures
+from saccade.golden import check_golden, check_golden_maps, golden_file, made_pictures
 from saccade.manifest import Manifest, Measured, Parity, Precision
 from saccade.pooling import pooled_row
 from saccade.preprocess import normalize
@@ -53,7 +55,10 @@ def verify(bundle: Bundle, data: Path | None, *, file: Path | None = None, funct
     Compares on made pictures or on training pictures of `data`, as many as the source model is worth asking for (256
     for a net of our own). `file` and `function` are as in `reference_of`. Raises BundleError naming what does not hold.
     """
-    proof = prove(bundle, reference_of(bundle, file=file, function=function), data)
+    reference = reference_of(bundle, file=file, function=function)
+    if bundle.manifest.maps.gradients is not None:
+        check_made(bundle)
+    proof = prove(bundle, reference, data)
     measured = {"parity": proof.parity.model_dump(), "tolerance": proof.tolerance}
     return update_bundle(bundle, measured, {GOLDEN: proof.golden})
 
@@ -70,13 +75,15 @@ class Proof(NamedTuple):
 def prove(bundle: Bundle, reference: Reference, data: Path | None) -> Proof:
     """Writes nothing. Raises BundleError if a promise is broken, or if the service would not load what is proved."""
     parity = measure(bundle, reference, data)
-    broken = [f"{name} {check.largest:.3g} (allowed {check.allowed:.3g})" for name, check in parity.checks.items()
-              if not check.largest <= check.allowed]  # fmt: skip
-    if broken:
-        raise BundleError(f"{bundle.manifest.id} does not hold: {', '.join(broken)}")
+    check_held(bundle.manifest, parity.checks)
     variant = bundle.manifest.parent is not None
-    tolerance = tolerance_of(bundle) if variant else tolerance_for(parity.checks)
-    golden = golden_file(bundle.manifest, lambda pixels: _with_maps(bundle, reference.arrays(pixels), pixels))
+    tolerance, explain = tolerance_of(bundle) if variant else tolerance_for(parity.checks), None
+    if bundle.manifest.maps.gradients is not None:
+        maps = prove_maps(bundle, parity.checks)
+        parity = parity.model_copy(update={"checks": {**parity.checks, **maps.checks}})
+        tolerance = {provider: {**kinds, **maps.tolerance[provider]} for provider, kinds in tolerance.items()}
+        explain = maps.explain
+    golden = golden_file(bundle.manifest, lambda pixels: _with_maps(bundle, reference.arrays(pixels), pixels), explain)
     _check_load(bundle, tolerance, golden)
     return Proof(parity, tolerance, golden)
 
@@ -139,6 +146,8 @@ def _check_load(bundle: Bundle, tolerance: dict[str, dict[str, float]], golden: 
             raise BundleError(f"could not write to {place}, nor then to {bundle.folder}: {error}") from error
         manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
         check_golden(manifest, file, PROVIDER, open_graph(bundle.graph, only=manifest.outputs))
+        if manifest.maps.gradients is not None:
+            check_golden_maps(manifest, file, PROVIDER, open_relevance(bundle.relevance))
 
 
 def _check_limits(manifest: Manifest, limits: Limits, highest: float) -> None:

@@ -5,7 +5,7 @@ exist?) is `service.selection`'s business.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,12 @@ from saccade.decode import decode
 from saccade.errors import InvalidParameter
 from saccade.frozen import Frozen
 from saccade.geometry import Region
-from saccade.manifest import Manifest, Parity
+from saccade.manifest import Manifest, MapName, Parity
 from saccade.overlay import overlay
 from saccade.picture import Picture, picture_bytes
 
 _INDICES = r"\d{1,9}(,\d{1,9})*"
-_MAP = "(pooling|rollout|class)"
+_MAP = f"({'|'.join(get_args(MapName))})"
 
 Indices = tuple[int, ...]
 
@@ -56,7 +56,8 @@ class ClassifyOptions(Frozen):
         ("top1",),
         min_length=1,
         max_length=1000,
-        description="Classes of the class map: `top1`, `topk`, or indices or labels, with commas or given again",
+        description="Classes of the class map and of maps of the gradient: `top1`, `topk`, or indices or labels, with "
+        "commas or given again",
     )
     attention: str = Field(
         "none", pattern=rf"^(none|last|all|{_INDICES})$", description="Layers whose weights to return; 0 is the first"
@@ -115,7 +116,7 @@ def indices(text: str) -> Indices:
 
 
 _GRAMMAR = {
-    "maps": "none, or of pooling, rollout and class, with commas",
+    "maps": f"none, or of {', '.join(get_args(MapName))}, with commas",
     "attention": "none, last, all, or layer indices with commas",
     "heads": "mean, all, or head indices with commas",
     "rows": "all, pool, or token indices with commas",
@@ -192,8 +193,9 @@ class Label(_Wire):
 class Map(_WithArrays):
     """One map on the grid. A class map also carries what proves it: sum + bias = logit, but for float32's rounding."""
 
-    name: Literal["pooling", "rollout", "class"]
+    name: MapName
     class_index: int | None
+    """Of the class map and of maps of the gradient, whose class it is."""
     grid: tuple[int, int]
     values: Grid
     """(rows, columns)."""
@@ -204,6 +206,8 @@ class Map(_WithArrays):
     logit: float | None = None
     """Before the temperature: `score` is softmax (or sigmoid) of all logits divided by it."""
     temperature: float | None = None
+    note: str | None = None
+    """What there is to know before one reads `values`: that a map of the gradient is zero everywhere."""
 
     def __str__(self) -> str:
         return f"{self.name} map" if self.class_index is None else f"{self.name} map of class {self.class_index}"

@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from saccade import __version__, bulk, measures
+from saccade import __version__, bulk, explanations, measures
 from saccade.api import Answer, ClassifyOptions
 from saccade.bundle import check_place, find_bundles, open_bundle, resolve_bundle
 from saccade.client import Client, Effort
 from saccade.errors import DataError, RecipeError, SaccadeError
-from saccade.manifest import Manifest
+from saccade.manifest import Manifest, MapName
 from saccade.needs import needs
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
+from saccade.reasons import report
 from saccade.sources import add_arguments, source_of
 
 
@@ -89,11 +90,14 @@ def export(options: argparse.Namespace) -> None:
     check_place(options.models, options.name)
     if source == "run":
         (publishing,) = needs("export", "export.publish")
-        _report(publishing.publish(options.run_folder, options.models, options.name, options.data).manifest)
+        published = publishing.publish(
+            options.run_folder, options.models, options.name, options.data, relevance=options.relevance
+        )
+        report(published.manifest)
         return
     (adopting,) = needs("export", f"export.from_{source}")
     bundle, said = adopting.adopt(options)
-    _report(bundle.manifest)
+    report(bundle.manifest)
     print("\n".join(said))
 
 
@@ -102,7 +106,7 @@ def verify(options: argparse.Namespace) -> None:
     (verification,) = needs("export", "export.verify")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
     verified = verification.verify(bundle, options.data, file=options.from_onnx, function=options.from_torch)
-    _report(verified.manifest)
+    report(verified.manifest)
 
 
 def overlay_picture(options: argparse.Namespace) -> None:
@@ -110,12 +114,12 @@ def overlay_picture(options: argparse.Namespace) -> None:
     (local,) = needs("cpu", "service.local")
     folder = resolve_bundle(options.models, options.model)
     manifest = open_bundle(folder).manifest
-    if options.class_ is not None and options.map not in (None, "class"):
-        raise DataError(f"--class belongs to the class map, not to --map {options.map}")
+    if options.class_ is not None and options.map in ("pooling", "rollout"):
+        raise DataError(f"--class belongs to the class map and to maps of the gradient, not to --map {options.map}")
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(options.out.suffix.lower())
     if kind is None:
         raise DataError(f"{options.out} must end in .png, .jpg, .jpeg or .webp")
-    name = options.map or (None if options.class_ is None else "class")
+    name = options.map or (None if options.class_ is None else _of_a_class(manifest))
     asked = ClassifyOptions.from_query(
         [
             ("top_k", "1"),
@@ -131,8 +135,16 @@ def overlay_picture(options: argparse.Namespace) -> None:
         raise DataError(f"one map is drawn, and there are {len(answer.maps)}: give --map and one --class")
     drawn = answer.overlay(picture=picture, background=manifest.preprocessing.background)
     write_whole(options.out, picture_file(drawn, kind))
-    top = answer.labels[0]
-    print(f"{options.out}: {top.label} {top.score:.3f}, {answer.maps[0].name} map of {manifest.id}")
+    top, (drawn_map,) = answer.labels[0], answer.maps
+    whose = "" if drawn_map.class_index is None else f" for {manifest.labels[drawn_map.class_index]}"
+    note = f"; {drawn_map.note}" if drawn_map.note else ""
+    print(f"{options.out}: {top.label} {top.score:.3f}, {drawn_map.name} map of {manifest.id}{whose}{note}")
+
+
+def _of_a_class(manifest: Manifest) -> MapName:
+    """The map that is meant where a class is given and none is named."""
+    maps = manifest.maps
+    return "class" if maps.class_map or not maps.gradients else maps.gradients.names[0]
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -198,14 +210,19 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     measures.add_commands(command)
+    explanations.add_commands(command)
 
     one = command("overlay", overlay_picture)
     one.add_argument("picture", type=Path)
     one.add_argument("--model", required=True, help="NAME, NAME@VERSION or models/NAME/VERSION")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write")
     one.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
-    one.add_argument("--map", help="rollout, class or pooling (default: the model's)")
-    one.add_argument("--class", dest="class_", help="class of the class map: top1 (default), an index or a label")
+    one.add_argument(
+        "--map", help=f"{', '.join(get_args(MapName))} (default: the model's, or with --class one of these)"
+    )
+    one.add_argument(
+        "--class", dest="class_", help="of a class map or a map of the gradient: top1 (default), an index or a label"
+    )
 
     one = command("classify", classify)
     one.add_argument(
@@ -273,14 +290,6 @@ def _only(models: Path) -> str:
     if len(names) != 1:
         raise DataError(f"give --model, one of {', '.join(sorted(names)) or 'none'}")
     return names.pop()
-
-
-def _report(manifest: Manifest) -> None:
-    assert manifest.parity is not None
-    width = max(map(len, manifest.parity.checks))
-    print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
-    for name, check in manifest.parity.checks.items():
-        print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
 
 
 if __name__ == "__main__":

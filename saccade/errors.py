@@ -16,6 +16,7 @@
     │   ├── ResponseTooLarge           response_too_large
     │   ├── UnsupportedMediaType       unsupported_media_type
     │   ├── UnsupportedMap             unsupported_map
+    │   ├── TooManyClasses             too_many_classes
     │   └── HeadTooLarge               head_too_large
     ├── ServiceError                 the service cannot, now or at all
     │   ├── Overloaded                 overloaded
@@ -117,6 +118,12 @@ class UnsupportedMediaType(RequestError):
 
 class UnsupportedMap(RequestError):
     code = "unsupported_map"
+
+
+class TooManyClasses(RequestError):
+    """Each class of a map of the gradient is a backward pass; unlike ResponseTooLarge, it is work that is bounded."""
+
+    code = "too_many_classes"
 
 
 class HeadTooLarge(RequestError):

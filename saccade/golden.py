@@ -1,8 +1,10 @@
-"""golden.npz: a few made pictures with what the source model answers; the service runs them before it says ready.
+"""golden.npz: a few made pictures with what the source model answers; the service runs them before it says ready, and
+through relevance.onnx before that answers anybody.
 
-Logits and maps stand whole; of each attention layer some rows (of windows, of some), and of the class map's tokens some
-patches, chosen by a fixed seed: as many as the limit on the file's size allows. The pictures are made here, so that the
-file may be redistributed with any model.
+Logits and maps stand whole, those of the gradient for the classes that `class_index` (n, 2) names; of each attention
+layer some rows (of windows, of some), and of the class map's tokens some patches, chosen by a fixed seed: as many as
+the limit on the file's size allows. The pictures are made here, so that the file may be redistributed with any
+model.
 """
 
 import io
@@ -10,7 +12,7 @@ import re
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +37,12 @@ _ONE_AT_A_TIME = threading.Lock()
 that open side by side would now and then end the start with a SystemError."""
 
 Arrays = Mapping[str, NDArray[np.float32]]
+Answer = Callable[[NDArray[np.float32]], Arrays]
+"""A graph: (n, 3, H, W) -> outputs by name."""
+Explain = Callable[[NDArray[np.float32], NDArray[np.int64]], Arrays]
+"""relevance.onnx: (n, 3, H, W) and class_index (n, k) -> outputs by name, and maps (n, k, patches)."""
+
+_CLASS_INDEX = "class_index"
 
 
 def made_pictures(count: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -76,8 +84,10 @@ class Difference(NamedTuple):
     """Greatest less least golden value."""
 
 
-def golden_file(manifest: Manifest, answer: Callable[[NDArray[np.float32]], Arrays]) -> bytes:
-    """The content of golden.npz. `answer` is the source model: (n, 3, H, W) -> outputs by name."""
+def golden_file(manifest: Manifest, answer: Answer, explain: Explain | None = None) -> bytes:
+    """The content of golden.npz, by the source model; `explain` is asked for the maps of the gradient, where there are
+    any. Raises BundleError where too little would fit into it.
+    """
     spec = manifest.preprocessing
     for extent in _EXTENTS:
         pictures = made_pictures(extent.pictures, spec.height, spec.width, SEED)
@@ -86,43 +96,48 @@ def golden_file(manifest: Manifest, answer: Callable[[NDArray[np.float32]], Arra
         generator = np.random.default_rng(SEED)
         for name in manifest.outputs:
             arrays |= _kept(name, outputs[name], extent, generator)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its keyword allow_pickle hides the rest
-        if buffer.tell() <= MAX_BYTES:
-            return buffer.getvalue()
-    raise BundleError(f"golden.npz would have {buffer.tell()} bytes; the limit is {MAX_BYTES}")
+        content = _packed(arrays)
+        if explain is not None and len(content) <= MAX_BYTES:
+            classes = golden_classes(manifest, outputs["logits"])
+            found = explain(normalize(pictures, spec), classes)
+            content = _packed(arrays | {_CLASS_INDEX: classes, **{name: found[name] for name in _map_names(manifest)}})
+        if len(content) <= MAX_BYTES:
+            return content
+    raise BundleError(f"golden.npz would have {len(content)} bytes; the limit is {MAX_BYTES}")
 
 
-def golden_differences(
-    manifest: Manifest, path: Path, answer: Callable[[NDArray[np.float32]], Arrays]
-) -> dict[str, Difference]:
-    """How far each output of `answer` is from golden.npz."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {MAX_BYTES}")
-        with _ONE_AT_A_TIME, path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            golden = {name: file[name] for name in file.files}
-        spec = manifest.preprocessing
-        if golden["pictures"].shape[1:] != (spec.height, spec.width, 3):
-            raise ValueError(f"its pictures are {golden['pictures'].shape}, the net takes {spec.height} x {spec.width}")
-        outputs = answer(normalize(golden["pictures"], spec))
-        return {
-            name: Difference(_difference(golden, name, outputs[name]), float(np.ptp(golden[name])))
-            for name in manifest.outputs
-        }
-    except (OSError, ValueError, TypeError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path} does not fit the manifest: {error}") from error
+def golden_classes(manifest: Manifest, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Of logits (n, classes), class_index (n, 2): the top class, and one by its index, of each picture another.
+
+    Of a variant the top one by its index too: where two are close, another machine's rounding may change their order.
+    """
+    count = len(logits)
+    top = np.full(count, -1) if manifest.parent is None else logits.argmax(1)
+    return np.stack([top, (3 + 5 * np.arange(count)) % len(manifest.labels)], 1).astype(np.int64)
 
 
-def check_golden(
-    manifest: Manifest, path: Path, provider: str, answer: Callable[[NDArray[np.float32]], Arrays]
-) -> None:
+def golden_differences(manifest: Manifest, path: Path, answer: Answer) -> dict[str, Difference]:
+    """How far each output of `answer`, model.onnx, is from golden.npz."""
+    return _differences(manifest, path, lambda pixels, _: answer(pixels), manifest.outputs)
+
+
+def check_golden(manifest: Manifest, path: Path, provider: str, answer: Answer) -> None:
     """Raises BundleError unless every output is within the manifest's tolerance for this execution provider."""
+    _check(manifest, provider, lambda: golden_differences(manifest, path, answer))
+
+
+def check_golden_maps(manifest: Manifest, path: Path, provider: str, explain: Explain) -> None:
+    """As check_golden, of all that relevance.onnx gives."""
+    names = (*manifest.outputs, *_map_names(manifest))
+    _check(manifest, provider, lambda: _differences(manifest, path, explain, names))
+
+
+def _check(manifest: Manifest, provider: str, differences: Callable[[], dict[str, Difference]]) -> None:
     tolerance = manifest.tolerance.get(provider)
     if tolerance is None:
         known = ", ".join(manifest.tolerance)
         raise BundleError(f"{manifest.id} states no tolerance for {provider}; it states them for {known}")
-    for name, found in golden_differences(manifest, path, answer).items():
+    for name, found in differences().items():
         allowed = tolerance.get(name, tolerance.get(kind_of(name)))
         if allowed is None:
             raise BundleError(f"{manifest.id} states no tolerance for {kind_of(name)} on {provider}")
@@ -136,6 +151,34 @@ def check_golden(
                 f"{manifest.id} on {provider}: output {name} is {found.difference:.3g} away from its golden values; "
                 f"{allowed:.3g} is allowed"
             )
+
+
+def _differences(manifest: Manifest, path: Path, explain: Explain, names: Sequence[str]) -> dict[str, Difference]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {MAX_BYTES}")
+        with _ONE_AT_A_TIME, path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+        spec = manifest.preprocessing
+        if golden["pictures"].shape[1:] != (spec.height, spec.width, 3):
+            raise ValueError(f"its pictures are {golden['pictures'].shape}, the net takes {spec.height} x {spec.width}")
+        classes = golden_classes(manifest, golden["logits"])
+        outputs = explain(normalize(golden["pictures"], spec), golden.get(_CLASS_INDEX, classes))
+        return {
+            name: Difference(_difference(golden, name, outputs[name]), float(np.ptp(golden[name]))) for name in names
+        }
+    except (OSError, ValueError, TypeError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{path} does not fit the manifest: {error}") from error
+
+
+def _map_names(manifest: Manifest) -> tuple[str, ...]:
+    return () if manifest.maps.gradients is None else manifest.maps.gradients.names
+
+
+def _packed(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its keyword allow_pickle hides the rest
+    return buffer.getvalue()
 
 
 def kind_of(output: str) -> str:

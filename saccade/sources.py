@@ -26,19 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--from-onnx", type=Path, metavar="FILE", help="a classifier in ONNX")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles (default: models)")
     parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument(
+        "--no-relevance", dest="relevance", action="store_false", help="without relevance.onnx: no maps of the gradient"
+    )
     add = parser.add_argument_group("of a run").add_argument
     add("--data", type=Path, metavar="DIR", help="compare on pictures of this data set, not on made ones")
     add = parser.add_argument_group("of --from-transformers").add_argument
     add("--revision", help="branch, tag or commit of a name on the hub")
     add = parser.add_argument_group("of --from-transformers, --from-torch and --from-onnx").add_argument
-    add("--grid", type=_pair, metavar="RxC", help="rows and columns of patches, where they are not found")
+    add("--grid", type=pair, metavar="RxC", help="rows and columns of patches, where they are not found")
     add = parser.add_argument_group("of --from-torch").add_argument
     add("--weights", type=Path, metavar="FILE", help="its state dict, safetensors")
     add = parser.add_argument_group("of --from-onnx").add_argument
     add("--output", help="the output that holds the logits (default: the one called logits, or the first)")
     add = parser.add_argument_group("of --from-torch and --from-onnx").add_argument
     add("--labels", type=Path, metavar="FILE", help="one a line, or JSON: a list or an object from index to label")
-    add("--size", type=_pair, metavar="HxW", help="height and width of the input (default: what the model fixes)")
+    add("--size", type=pair, metavar="HxW", help="height and width of the input (default: what the model fixes)")
     add("--mean", type=float, nargs=3, help="of values from 0 to 1, in the model's order of channels")
     add("--std", type=float, nargs=3, help="of values from 0 to 1")
     add("--fit", choices=("crop", "stretch"), help="resize the shorter side and crop (default), or stretch")
@@ -61,7 +64,8 @@ def source_of(options: argparse.Namespace) -> str:
     return source
 
 
-def _pair(text: str) -> tuple[int, int]:
+def pair(text: str) -> tuple[int, int]:
+    """Two lengths of a command line, as 224x224 or 224."""
     parts = text.lower().split("x")
     if len(parts) == 1:
         parts *= 2

@@ -28,6 +28,7 @@ from service.workers import Workers
 log = logging.getLogger("saccade.batcher")
 
 Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
 
 RUNNER = "runner"
 """Name of the threads that run batches."""
@@ -47,7 +48,8 @@ _CLOSING_S = 2.0
 class Runner(Protocol):
     """The seam to the engine."""
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]: ...
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None) -> dict[str, Floats]:
+        """(n, 3, H, W) -> the outputs named, each with n first; `class_index` (n, k) for maps of the gradient."""
 
 
 class Picture(Protocol):
@@ -76,12 +78,16 @@ class Ran(NamedTuple, Generic[_Picture]):
 class _Entry(Generic[_Picture, _Answer]):
     """One image on its way; each step writes down when it passed."""
 
-    __slots__ = ("deadline", "decode", "decode_s", "finish", "future", "outputs", "picture", "queued", "submitted")
+    __slots__ = (
+        "class_index", "classes", "deadline", "decode", "decode_s", "finish", "future", "outputs", "picture", "queued",
+        "submitted",
+    )  # fmt: skip
 
     def __init__(
         self,
         decode: Callable[[], _Picture],
         outputs: tuple[str, ...],
+        class_index: tuple[int, ...],
         finish: Callable[[Ran[_Picture]], _Answer],
         deadline: float,
         future: "asyncio.Future[_Answer]",
@@ -89,6 +95,9 @@ class _Entry(Generic[_Picture, _Answer]):
         self.decode: Callable[[], _Picture] | None = decode
         """Gives the picture; gone once it did, and with it the body."""
         self.outputs = outputs
+        self.class_index = class_index
+        self.classes = len(class_index)
+        """Those that share a batch have as many."""
         self.finish = finish
         self.deadline = deadline  # of time.monotonic()
         self.future = future
@@ -136,8 +145,8 @@ class Meter(Protocol):
     def dropped(self, reason: Literal["left", "late"]) -> None:
         """An image that was dropped before it cost a run."""
 
-    def ran(self, size: int, seconds: float) -> None:
-        """A run that succeeded."""
+    def ran(self, size: int, seconds: float, classes: int) -> None:
+        """A run that succeeded, with maps of the gradient for so many classes."""
 
     def hung(self) -> None:
         """A run that was given up."""
@@ -237,11 +246,14 @@ class Batcher(Generic[_Picture, _Answer]):
         finish: Callable[[Ran[_Picture]], _Answer],
         deadline: float,
         *,
+        class_index: tuple[int, ...] = (),
         here: bool = False,
     ) -> _Answer:
         """Decodes one image, runs it in the next batch and gives what `finish` makes of that.
 
         All of it in other threads, but for decoding where `here` says so: handing over what is small costs more.
+        `class_index` asks for maps of the gradient: it runs with images for which as many are asked for, and with
+        fewer of them, since each takes the memory of an image.
         `deadline` is of time.monotonic(). Raises what `decode` and `finish` raise, InferenceFailed, and
         DeadlineExceeded for an image that could not run in time. Cancelling it takes the image out of the queue.
         """
@@ -252,7 +264,7 @@ class Batcher(Generic[_Picture, _Answer]):
             self._loop = loop
         if self._closed.is_set() or self.broken:
             raise InferenceFailed(self._why_not())
-        entry = _Entry(decode, outputs, finish, deadline, loop.create_future())
+        entry = _Entry(decode, outputs, class_index, finish, deadline, loop.create_future())
         del decode  # the entry lets go of it as soon as it can
         self._ahead[entry] = None
         try:
@@ -376,8 +388,10 @@ class Batcher(Generic[_Picture, _Answer]):
         lane.gathered = batch
         ready = decoding = False
         began = math.inf
-        while len(batch) < self._max_batch and not (decoding and time.monotonic() - began > lane.last_run_s):
-            taken = self._take(self._max_batch - len(batch), wait=not batch, ready=ready)
+        while not (batch and len(batch) >= self._most(batch[0])) and not (
+            decoding and time.monotonic() - began > lane.last_run_s
+        ):
+            taken = self._take(batch, ready=ready)
             if not taken:
                 break
             began = min(began, time.monotonic())
@@ -393,25 +407,39 @@ class Batcher(Generic[_Picture, _Answer]):
             batch[:] = [entry for entry in batch if self._live(entry)]
         return batch
 
-    def _take(self, most: int, *, wait: bool, ready: bool) -> list[_Entry[_Picture, _Answer]]:
-        """The next entries; with `wait` at least one, unless it is closed.
+    def _take(self, batch: list[_Entry[_Picture, _Answer]], *, ready: bool) -> list[_Entry[_Picture, _Answer]]:
+        """The next entries for a batch; for one that is empty at least one, unless it is closed.
 
+        The first that waits, and of those behind it who asks for maps of as many classes; the others keep their places.
         Of those still to be decoded one at a time, so that two large ones are decoded side by side by two lanes, and
         none where one that is `ready` would wait for it; but all together where company was waited for.
         """
         with self._arrived:
-            while wait and not self._waiting and not self._closed.is_set():
+            while not batch and not self._waiting and not self._closed.is_set():
                 self._arrived.wait()
-            if wait and self._waiting and self._max_wait_s:
+            if not batch and self._waiting and self._max_wait_s:
                 self._wait_for_company()
             taken: list[_Entry[_Picture, _Answer]] = []
-            while self._waiting and len(taken) < most:
-                if self._waiting[0].decode is not None and (taken or ready) and not self._max_wait_s:
+            others: list[_Entry[_Picture, _Answer]] = []
+            first = batch[0] if batch else self._waiting[0] if self._waiting else None
+            most = self._most(first) - len(batch) if first else 0
+            while first and self._waiting and len(taken) < most:
+                entry = self._waiting[0]
+                if entry.classes != first.classes:
+                    others.append(self._waiting.popleft())
+                    continue
+                if entry.decode is not None and (taken or ready) and not self._max_wait_s:
                     break
                 taken.append(self._waiting.popleft())
+            if others:
+                self._waiting.extendleft(reversed(others))
             if self._waiting:
                 self._arrived.notify()  # whoever was told of the first of them may have waited for company
         return taken
+
+    def _most(self, entry: _Entry[_Picture, _Answer]) -> int:
+        """Images in a batch with this one."""
+        return max(1, self._max_batch // entry.classes) if entry.classes else self._max_batch
 
     def _run(self, lane: _Lane, batch: list[_Entry[_Picture, _Answer]]) -> bool:
         """Runs the batch and answers its members; whether the lane is still one."""
@@ -447,7 +475,8 @@ class Batcher(Generic[_Picture, _Answer]):
         pixels = lane.pixels[: len(batch)]
         self._write([entry.picture for entry in batch], pixels)
         wanted = tuple(dict.fromkeys(name for entry in batch for name in entry.outputs))
-        outputs = lane.runner.run(pixels, wanted)
+        asked = np.array([entry.class_index for entry in batch], np.int64) if batch[0].classes else None
+        outputs = lane.runner.run(pixels, wanted, asked)
         for name in wanted:
             if len(outputs[name]) != len(batch):
                 raise ValueError(f"output {name} has {len(outputs[name])} rows for a batch of {len(batch)}")
@@ -475,11 +504,15 @@ class Batcher(Generic[_Picture, _Answer]):
         self._deliver(self._answer, batch, answers, started, seconds)
 
     def _wait_for_company(self) -> None:
-        until = self._waiting[0].queued + self._max_wait_s
-        while len(self._waiting) < self._max_batch and not self._closed.is_set():
+        first = self._waiting[0]
+        until, most = first.queued + self._max_wait_s, self._most(first)
+        while not self._has_company(first, most) and not self._closed.is_set():
             left = until - time.monotonic()
             if left <= 0 or not self._arrived.wait(left):
                 return
+
+    def _has_company(self, first: _Entry[_Picture, _Answer], most: int) -> bool:
+        return len(self._waiting) >= most and sum([one.classes == first.classes for one in self._waiting]) >= most
 
     def _still_counts(self, lane: _Lane) -> bool:
         """Whether the run that just ended does; it does not once it was given up."""
@@ -548,7 +581,7 @@ class Batcher(Generic[_Picture, _Answer]):
         seconds: float,
     ) -> None:
         self._rate.add(len(batch), since=batch[0].submitted, now=started + seconds)
-        self._meter.ran(len(batch), seconds)
+        self._meter.ran(len(batch), seconds, batch[0].classes)
         for entry, tell in answers:
             if not entry.future.done():
                 tell()

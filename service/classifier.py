@@ -26,7 +26,8 @@ from service.encode import LARGE, to_json
 from service.memory import own_memory, refusal_of_sessions
 from service.metrics import Metrics
 from service.plan import stand_back
-from service.selection import Selection, select, too_large
+from service.relevance import Relevance
+from service.selection import Selection, offered, select, too_large
 from service.session import CPU, OnnxRunner, load_head
 from service.settings import Settings
 from service.workers import Workers
@@ -71,17 +72,35 @@ class Classifier:
         self._settings = settings
         self._workers = workers
         self._metrics = metrics.model(self.manifest)
+        gradients = None if settings.relevance == "off" else self.manifest.maps.gradients
+        self.maps = offered(self.manifest, gradients=gradients is not None)
+        relevance = None if gradients is None else Relevance(bundle, gradients, settings.providers, plan, head)
+        self._relevance = relevance
         # a caller asks for the same thing of many pictures
         self._select = functools.lru_cache(64)(
-            functools.partial(select, self.manifest, max_bytes=settings.max_response_bytes)
+            functools.partial(
+                select,
+                self.manifest,
+                max_bytes=settings.max_response_bytes,
+                max_classes=settings.max_classes,
+                gradients=gradients is not None,
+            )
         )
 
         def open_runner() -> OnnxRunner:
-            return OnnxRunner(bundle, settings.providers, plan.intra_op_threads, plan.spinning, head)
+            return OnnxRunner(
+                bundle,
+                settings.providers,
+                plan.intra_op_threads,
+                plan.spinning,
+                head,
+                None if relevance is None else (lambda: relevance.session),
+            )
 
         def replace(hung: Runner) -> OnnxRunner:
             if isinstance(hung, OnnxRunner):
                 hung.stop()
+                return hung.spare() or open_runner()
             return open_runner()
 
         before = own_memory()
@@ -94,6 +113,8 @@ class Classifier:
             runners = [openers.submit(open_runner).result()]
             self._check_memory(kept - 1, own_memory() - before)
             runners += [opening.result() for opening in [openers.submit(open_runner) for _ in range(1, plan.instances)]]
+            if relevance is not None and settings.relevance == "start":
+                openers.submit(relevance.open).result()
         self.start(runners, replace)
 
     def start(self, runners: Sequence[Runner], replace: Callable[[Runner], Runner] | None = None) -> None:
@@ -139,7 +160,12 @@ class Classifier:
                     reading = functools.partial(self._decode, body)
                     finish = functools.partial(self._finish, selection, request_id, started)
                     here = self._is_small(body)
-                    running = self.batcher.run(reading, selection.outputs, finish, deadline, here=here)
+                    if selection.class_index:
+                        assert self._relevance is not None
+                        await self._relevance.opened()
+                    running = self.batcher.run(
+                        reading, selection.outputs, finish, deadline, class_index=selection.class_index, here=here
+                    )
                     del body, reading  # an upload is let go once its picture is decoded
                     answered = await running
             except TimeoutError:
@@ -156,6 +182,8 @@ class Classifier:
         await deliver(answer)  # whoever does not read what a connection keeps anyway takes nobody's place
 
     def close(self) -> None:
+        if self._relevance is not None:
+            self._relevance.close()
         self.batcher.close()
 
     def _check_memory(self, sessions: int, each: int) -> None:

@@ -21,6 +21,7 @@ STATUS: dict[type[SaccadeError], int] = {
     errors.ResponseTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.UnsupportedMap: 422,
+    errors.TooManyClasses: 422,
     errors.Overloaded: 429,
     errors.HeadTooLarge: 431,
     errors.InferenceFailed: 500,

@@ -21,6 +21,8 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 STEPS = ("receive", "decode", "queue", "run", "encode")
 """Of an image. The body arriving; waiting to be decoded and for a runner; the rest as named, postprocess in encode."""
+GRAPHS = ("model", "relevance")
+"""That a run is one of: they take different times, and batches of the second are smaller."""
 
 
 class Series:
@@ -83,8 +85,8 @@ class Metrics:
             "saccade_queue_age_seconds", "Since the oldest image that waits to run came", ["model"], registry=registry
         )
         self.sessions = Gauge("saccade_sessions", "Sessions that work", ["model"], registry=registry)
-        self.batches = Histogram("saccade_batch_images", "Images in a run", ["model"], _SIZES, registry)
-        self.runs = Histogram("saccade_run_seconds", "Time of a run", ["model"], _SECONDS, registry)
+        self.batches = Histogram("saccade_batch_images", "Images in a run", ["model", "graph"], _SIZES, registry)
+        self.runs = Histogram("saccade_run_seconds", "Time of a run", ["model", "graph"], _SECONDS, registry)
         self.steps = Histogram(
             "saccade_step_seconds", "Time of an image in each step", ["model", "step"], _SECONDS, registry
         )
@@ -93,7 +95,7 @@ class Metrics:
         self._codes: dict[str, Counter] = {}
 
     def model(self, manifest: Manifest) -> "ModelMetrics":
-        return ModelMetrics(self, manifest.id)
+        return ModelMetrics(self, manifest)
 
     def request(self, route: str, status: int) -> None:
         child = self._children.get((route, status))
@@ -114,14 +116,15 @@ class Metrics:
 class ModelMetrics:
     """Those of one model; series are looked up once, since to find one costs more than to count."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
         self._metrics = metrics
-        self._model = model
+        self._model = model = manifest.id
         self._images = metrics.images.labels(model)
         self._dropped = {reason: metrics.dropped.labels(model, reason) for reason in ("left", "late")}
         self._hung = metrics.hung.labels(model)
-        self._batches = metrics.batches.labels(model)
-        self._runs = metrics.runs.labels(model)
+        graphs = GRAPHS if manifest.maps.gradients else GRAPHS[:1]
+        self._batches = [metrics.batches.labels(model, graph) for graph in graphs]
+        self._runs = [metrics.runs.labels(model, graph) for graph in graphs]
         self._steps = [metrics.steps.labels(model, step) for step in STEPS]
 
     def serves(self, plan: Plan, batcher: "Batcher[Any, Any]") -> None:
@@ -139,9 +142,10 @@ class ModelMetrics:
         for step, value in zip(self._steps, seconds, strict=True):
             step.observe(value)
 
-    def ran(self, size: int, seconds: float) -> None:
-        self._batches.observe(size)
-        self._runs.observe(seconds)
+    def ran(self, size: int, seconds: float, classes: int) -> None:
+        graph = 1 if classes else 0
+        self._batches[graph].observe(size)
+        self._runs[graph].observe(seconds)
 
     def dropped(self, reason: Literal["left", "late"]) -> None:
         self._dropped[reason].inc()

@@ -3,6 +3,7 @@
 NaN and infinities are refused here, so that none reaches an answer.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,14 @@ from saccade.geometry import Region
 from saccade.manifest import AttentionLayer, Manifest
 from saccade.pooling import pooled_row
 from saccade.scores import to_scores
-from service.selection import LayerSelection, Selection
+from service.selection import GRADIENT, LayerSelection, Selection
 
 Floats = NDArray[np.float32]
 Outputs = dict[str, Floats]
 """Outputs of one image by name, without the batch axis."""
 
+
+NO_PATCH = "no patch argued for this class: the map is zero everywhere"
 
 _FEW = 64
 
@@ -38,7 +41,7 @@ def answer(
         if not np.isfinite(values).all():
             raise InferenceFailed(f"{manifest.id} gave a value that is not finite in its output {name}")
     scores = to_scores(outputs["logits"], manifest.scores, manifest.temperature)
-    order = top(scores, selection.top_k)
+    order = top(outputs["logits"], selection.top_k)
     return {
         "model": {"name": manifest.name, "version": manifest.version},
         "labels": labels(manifest, scores, order, selection),
@@ -53,13 +56,16 @@ def answer(
     }
 
 
-def top(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Indices of the `count` largest, the largest first; of equals the lower index first."""
-    if len(scores) <= _FEW:
+def top(logits: Floats, count: int) -> NDArray[np.intp]:
+    """Indices of the `count` largest, the largest first; of equals the lower index first.
+
+    As relevance.onnx ranks them: of logits, since scores of two may be one where the logits differ.
+    """
+    if len(logits) <= _FEW:
         # numpy's sort gives up the GIL, and on a busy service gets it back long after ten numbers are sorted
-        values = scores.tolist()
+        values = logits.tolist()
         return np.array(sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count], np.intp)
-    return np.argsort(-scores, kind="stable")[:count]
+    return np.argsort(-logits, kind="stable")[:count]
 
 
 def labels(
@@ -75,9 +81,11 @@ def labels(
 def maps(
     manifest: Manifest, head: Head | None, selection: Selection, name: str, outputs: Outputs, order: NDArray[np.intp]
 ) -> list[dict[str, Any]]:
-    """The entries of one map: one for pooling and rollout, one a class for the class map."""
+    """The entries of one map: one for pooling and rollout, one a class for the class map and for the gradient's."""
     if name == "class":
         return class_maps(manifest, head, selection, outputs, order)
+    if name in GRADIENT:
+        return gradient_maps(manifest, selection, name, outputs, order)
     layer = manifest.attention[-1]
     if name == "pooling":
         values = outputs[manifest.maps.pooling or ""][layer.patch_slice]
@@ -123,6 +131,36 @@ def class_maps(
         }
         for column, index in enumerate(chosen.tolist())
     ]
+
+
+def gradient_maps(
+    manifest: Manifest, selection: Selection, name: str, outputs: Outputs, order: NDArray[np.intp]
+) -> list[dict[str, Any]]:
+    """Of each class that `selection.class_index` asks for, the row of the output (k, patches)."""
+    assert manifest.maps.gradients is not None
+    grid = manifest.maps.gradients.grid
+    entries: list[dict[str, Any]] = []
+    for asked, values in zip(selection.class_index, outputs[name], strict=True):
+        entry: dict[str, Any] = {
+            "name": name,
+            "class_index": asked if asked >= 0 else int(order[-1 - asked]),
+            "grid": grid,
+            # in float64, where a power of ten for the least of float32 is still a number
+            "values": rounded(values.astype(np.float64).reshape(grid), selection.decimals + _leading_zeros(values)),
+        }
+        if not values.any():
+            entry["note"] = NO_PATCH
+        entries.append(entry)
+    return entries
+
+
+def _leading_zeros(values: Floats) -> int:
+    """Digits that are 0 between the point and the largest value's first other digit; 0 from 0.1 on.
+
+    A map of the gradient has no scale of its own: of two models one may have a thousandth of the other's.
+    """
+    largest = float(np.abs(values).max())
+    return max(-1 - math.floor(math.log10(largest)), 0) if largest else 0
 
 
 def attention(
@@ -180,7 +218,7 @@ def reading_row(manifest: Manifest, outputs: Outputs) -> Floats:
     return pooled_row(manifest.pooling, manifest.attention[-1])
 
 
-def rounded(values: Floats, decimals: int) -> Floats:
+def rounded(values: NDArray[np.floating[Any]], decimals: int) -> Floats:
     """Contiguous float32, rounded; the encoder then prints the shortest decimal that reads back the same."""
     with np.errstate(over="ignore", invalid="ignore"):
         near = np.ascontiguousarray(values.round(decimals) + np.float32(0), np.float32)  # + 0 makes of -0.0 a 0.0

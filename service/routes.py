@@ -238,7 +238,7 @@ def _summary(classifier: Classifier, default: Classifier | None) -> dict[str, An
         version=manifest.version,
         default=classifier is default,
         labels=len(manifest.labels),
-        maps=list(manifest.maps.available),
+        maps=list(classifier.maps),
         attention_layers=len(manifest.attention),
         scores=manifest.scores,
         precision=manifest.precision,

@@ -1,16 +1,21 @@
 """What a request asks of one model: options resolved against its manifest, before anything is decoded or run.
 
-Raises InvalidParameter, UnsupportedMap and ResponseTooLarge, each naming the limit and the value seen.
+Raises InvalidParameter, UnsupportedMap, TooManyClasses and ResponseTooLarge, each naming the limit and the value seen.
 """
 
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 from saccade.api import ClassifyOptions, Indices, indices
-from saccade.errors import InvalidParameter, RequestError, ResponseTooLarge, UnsupportedMap
-from saccade.manifest import AttentionLayer, Manifest, MapName
+from saccade.errors import InvalidParameter, RequestError, ResponseTooLarge, TooManyClasses, UnsupportedMap
+from saccade.manifest import AttentionLayer, GradientMapName, Manifest, MapName
+from saccade.reasons import why_not
 
 _LEAST_BYTES = 4  # "0.0," in JSON
 _ENVELOPE_BYTES = 1500  # everything that is no array, with room
+_MAP_BYTES = 300  # of a map, what is no array
+
+GRADIENT = get_args(GradientMapName)
+"""Names of the maps of the gradient."""
 
 
 class LayerSelection(NamedTuple):
@@ -45,17 +50,31 @@ class Selection(NamedTuple):
     classes: Literal["top1", "topk"] | Indices
     attention: tuple[LayerSelection, ...] | None
     outputs: tuple[str, ...]
+    class_index: Indices
+    """What relevance.onnx is asked for: classes, or ranks below 0, -1 being the top class. Empty: it is not needed."""
     numbers: int
     """How many numbers the answer's arrays hold."""
 
 
-def select(manifest: Manifest, options: ClassifyOptions, max_bytes: int) -> Selection:
-    """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`."""
+def select(
+    manifest: Manifest, options: ClassifyOptions, max_bytes: int, *, max_classes: int = 10, gradients: bool = True
+) -> Selection:
+    """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`.
+
+    Maps of the gradient are for at most `max_classes` classes, and without `gradients` for none.
+    """
     selection = _resolve(manifest, options)
+    if selection.class_index:
+        _check_gradients(manifest, selection, max_classes, gradients)
     least = selection.numbers * _LEAST_BYTES
     if least > max_bytes:
         raise too_large(manifest, options, max_bytes, f"at least {least}")
     return selection
+
+
+def offered(manifest: Manifest, *, gradients: bool) -> tuple[MapName, ...]:
+    """The maps that may be asked for."""
+    return tuple(name for name in manifest.maps.available if gradients or name not in GRADIENT)
 
 
 def too_large(manifest: Manifest, options: ClassifyOptions, max_bytes: int, size: str) -> ResponseTooLarge:
@@ -105,9 +124,30 @@ def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
         classes=_classes(manifest, options.classes),
         attention=attention,
         outputs=_outputs(manifest, maps, attention),
+        class_index=(),
         numbers=0,
     )
-    return selection._replace(numbers=_numbers(manifest, selection))
+    return selection._replace(class_index=_class_index(selection), numbers=_numbers(manifest, selection))
+
+
+def _check_gradients(manifest: Manifest, selection: Selection, max_classes: int, gradients: bool) -> None:
+    asked, count = next(name for name in selection.maps if name in GRADIENT), len(selection.class_index)
+    if not gradients:
+        raise UnsupportedMap(
+            f"{manifest.id} gives no map {asked!r}: SACCADE_RELEVANCE is off; it has "
+            f"{', '.join(offered(manifest, gradients=False)) or 'no map'}"
+        )
+    if count > max_classes:
+        raise TooManyClasses(f"classes: {count} are asked for; the limit is {max_classes} for the map {asked!r}")
+
+
+def _class_index(selection: Selection) -> Indices:
+    if not any(name in GRADIENT for name in selection.maps):
+        return ()
+    if isinstance(selection.classes, tuple):
+        return selection.classes
+    ranks = selection.top_k if selection.classes == "topk" else 1
+    return tuple(range(-1, -1 - ranks, -1))
 
 
 def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
@@ -119,22 +159,8 @@ def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
     for name in asked:
         if name not in manifest.maps.available:
             has = ", ".join(manifest.maps.available) or "no map"
-            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {_why_not(manifest, name)}; it has {has}")
+            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {why_not(manifest, name)}; it has {has}")
     return asked
-
-
-def _why_not(manifest: Manifest, name: MapName) -> str:
-    if name == "class":
-        return "its logits are no sum over patches"
-    if not manifest.attention:
-        return "it has no attention layers"
-    if name == "pooling":
-        return "its pooling is not learned"
-    if any(layer.windows for layer in manifest.attention):
-        return "its attention layers see parts of the picture, windows"
-    if manifest.pooling is None:
-        return "how it pools its tokens is not known"
-    return "its attention layers do not share one grid"
 
 
 def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "topk"] | Indices:
@@ -145,10 +171,10 @@ def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "top
     parts: list[str] = []
     for text in asked:  # a label may hold commas ("tench, Tinca tinca"): whole first
         parts += [text] if text in manifest.labels else text.split(",")
-    return tuple(dict.fromkeys(_class_index(manifest, part.strip()) for part in parts))
+    return tuple(dict.fromkeys(_class_number(manifest, part.strip()) for part in parts))
 
 
-def _class_index(manifest: Manifest, text: str) -> int:
+def _class_number(manifest: Manifest, text: str) -> int:
     if text.isascii() and text.isdigit():
         index = int(text) if len(text) < 10 else len(manifest.labels)
         if index < len(manifest.labels):
@@ -246,17 +272,16 @@ def _outputs(
     pooled_rows = any(layer.rows == "pool" for layer in attention or ())
     if "pooling" in maps or (pooled_rows and manifest.maps.pooling):
         wanted.add(manifest.maps.pooling)
-    return tuple(name for name in manifest.outputs if name in wanted)
+    return (*(name for name in manifest.outputs if name in wanted), *(name for name in maps if name in GRADIENT))
 
 
 def _numbers(manifest: Manifest, selection: Selection) -> int:
     count = 0
     for name in selection.maps:
-        if name == "class":
-            assert manifest.maps.class_map is not None
-            rows, columns = manifest.maps.class_map.grid
-            classes = {"top1": 1, "topk": selection.top_k}.get(cast(str, selection.classes)) or len(selection.classes)
-            count += rows * columns * classes
+        if name == "class" or name in GRADIENT:
+            made = manifest.maps.class_map if name == "class" else manifest.maps.gradients
+            assert made is not None
+            count += made.grid[0] * made.grid[1] * _classes_count(selection)
         else:
             count += manifest.attention[-1].patches
     for layer in selection.attention or ():
@@ -265,9 +290,14 @@ def _numbers(manifest: Manifest, selection: Selection) -> int:
     return count
 
 
+def _classes_count(selection: Selection) -> int:
+    return {"top1": 1, "topk": selection.top_k}.get(cast(str, selection.classes)) or len(selection.classes)
+
+
 def _most_bytes(manifest: Manifest, selection: Selection) -> int:
     """An upper bound of the JSON: a sign, digits before the point, the point, the decimals, an exponent, a comma."""
     labels = selection.top_k * (max(len(label.encode()) for label in manifest.labels) * 6 + 60)
     arrays = selection.numbers * (selection.decimals + 9)
     entries = sum(layer.entries for layer in selection.attention or ())
-    return arrays + labels + _ENVELOPE_BYTES * (1 + len(selection.maps) + entries)
+    maps = sum(_classes_count(selection) if name == "class" or name in GRADIENT else 1 for name in selection.maps)
+    return arrays + labels + _ENVELOPE_BYTES * (1 + entries) + _MAP_BYTES * maps

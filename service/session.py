@@ -1,6 +1,13 @@
-"""ONNX Runtime sessions: the provider that was asked for or none, explicit threads, no spinning, and a golden check."""
+"""ONNX Runtime sessions: the provider that was asked for or none, explicit threads, no spinning, and a golden check.
 
-from collections.abc import Sequence
+Each runner has a session of model.onnx; relevance.onnx has one for all of them, which `service.relevance` opens.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,8 +21,13 @@ from saccade.manifest import Manifest
 from service.postprocess import Head
 
 CPU = "CPUExecutionProvider"
+CLASS_INDEX = "class_index"
+"""The second input of relevance.onnx, int64 (batch, k)."""
 
 Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Shapes = dict[str, tuple[int | None, ...]]
+"""Of outputs, without the batch axis; None where the manifest does not say."""
 
 
 def check_providers(wanted: Sequence[str]) -> None:
@@ -31,56 +43,117 @@ def check_providers(wanted: Sequence[str]) -> None:
 
 
 class OnnxRunner:
-    """One session. `run` is called by one thread at a time."""
+    """One session for labels, and the one that all share for maps of the gradient. `run` is called by one thread at a
+    time.
+    """
 
     def __init__(
-        self, bundle: Bundle, providers: Sequence[str], threads: int, spinning: bool = False, head: Head | None = None
+        self,
+        bundle: Bundle,
+        providers: Sequence[str],
+        threads: int,
+        spinning: bool = False,
+        head: Head | None = None,
+        explaining: Callable[[], onnxruntime.InferenceSession] | None = None,
     ) -> None:
-        """Opens the session, holds it to the manifest and to golden.npz. Raises BundleError, SettingsError."""
+        """Opens the session, holds it to the manifest and to golden.npz. `explaining` gives that of relevance.onnx,
+        where one is open. Raises BundleError, SettingsError.
+        """
         self._manifest = bundle.manifest
         self._options = onnxruntime.RunOptions()
-        self._shapes = _output_shapes(bundle.manifest, head)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        if CPU not in providers:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=list(providers))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class with each other
-            if CPU not in providers and "fallback to CPU" in str(error):
-                raise SettingsError(
-                    f"{bundle.manifest.id} asked for {', '.join(providers)} and would get {CPU}, in part at least: is "
-                    "there such a device, with its driver? ONNX Runtime says more in the lines before"
-                ) from error
-            raise BundleError(f"ONNX Runtime does not load {bundle.graph}: {error}") from error
+        self._shapes = output_shapes(bundle.manifest, head)
+        self._explaining = explaining
+        self._explains = False
+        """Whether the last run was one of relevance.onnx."""
+        self._session = open_session(bundle.manifest, bundle.graph, providers, threads, spinning)
         self.provider: str = self._session.get_providers()[0]
-        if self.provider != providers[0]:
-            raise SettingsError(f"{bundle.manifest.id} asked for {providers[0]} and got {self.provider}")
-        _check_interface(bundle.manifest, self._session, self._shapes)
+        check_interface(bundle.manifest, self._session, inputs_of(bundle.manifest), self._shapes)
         check_golden(bundle.manifest, bundle.golden, self.provider, self._run_golden)
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
-        """(n, 3, H, W) -> the outputs named, each with n first. Lets go of the GIL."""
-        values = self._session.run(list(outputs), {"pixel_values": pixels}, self._options)
-        return dict(zip(outputs, values, strict=True))
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
+        """(n, 3, H, W) -> the outputs named, each with n first; with `class_index` (n, k) those of relevance.onnx. Lets
+        go of the GIL.
+        """
+        session, feed = self._session, {"pixel_values": pixels}  # type: tuple[Any, dict[str, NDArray[Any]]]
+        self._explains = class_index is not None
+        if class_index is not None:
+            assert self._explaining is not None
+            session = self._explaining()
+            feed |= {CLASS_INDEX: class_index, **switches_of(self._manifest, outputs)}
+        return dict(zip(outputs, session.run(list(outputs), feed, self._options), strict=True))
 
     def stop(self) -> None:
         """Asks a run that goes on in another thread to end at its next node; every later run fails at once."""
         self._options.terminate = True
 
+    def spare(self) -> "OnnxRunner | None":
+        """Another on the same session, where this one hangs in a run of relevance.onnx; None where it may be in use."""
+        if not self._explains:
+            return None
+        other = copy.copy(self)
+        other._options = onnxruntime.RunOptions()
+        other._explains = False
+        return other
+
     def _run_golden(self, pixels: Floats) -> dict[str, Floats]:
-        """All outputs, in the shapes that the manifest says: a graph may leave its dimensions open."""
-        try:
-            outputs = self.run(pixels, self._manifest.outputs)
-        except Exception as error:  # as above
-            raise BundleError(f"{self._manifest.id} fails on its golden pictures: {error}") from error
-        for name, shape in self._shapes.items():
-            _check_shape(self._manifest, name, outputs[name].shape[1:], shape)
-        return outputs
+        return run_golden(self._manifest, self._shapes, lambda: self.run(pixels, self._manifest.outputs))
+
+
+def switches_of(manifest: Manifest, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Further inputs of relevance.onnx, for these outputs."""
+    maps = manifest.maps.gradients
+    return {} if maps is None else {name: np.array(on) for name, on in maps.switches(outputs).items()}
+
+
+def open_session(
+    manifest: Manifest,
+    graph: Path,
+    providers: Sequence[str],
+    threads: int,
+    spinning: bool,
+    *,
+    entries: Mapping[str, str] = MappingProxyType({}),
+    without: Sequence[str] = (),
+) -> onnxruntime.InferenceSession:
+    """With further `entries` of its configuration, `without` those optimizers. Raises BundleError, SettingsError."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if CPU not in providers:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(graph), options, providers=list(providers), disabled_optimizers=list(without)
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class with each other
+        if CPU not in providers and "fallback to CPU" in str(error):
+            raise SettingsError(
+                f"{manifest.id} asked for {', '.join(providers)} and would get {CPU}, in part at least: is "
+                "there such a device, with its driver? ONNX Runtime says more in the lines before"
+            ) from error
+        raise BundleError(f"ONNX Runtime does not load {graph}: {error}") from error
+    provider = session.get_providers()[0]
+    if provider != providers[0]:
+        raise SettingsError(f"{manifest.id} asked for {providers[0]} and got {provider}")
+    return session
+
+
+def run_golden(manifest: Manifest, shapes: Shapes, run: Callable[[], dict[str, Floats]]) -> dict[str, Floats]:
+    """What `run` gives, in the shapes that the manifest says: a graph may leave its dimensions open. Raises
+    BundleError.
+    """
+    try:
+        outputs = run()
+    except Exception as error:  # as above
+        raise BundleError(f"{manifest.id} fails on its golden pictures: {error}") from error
+    for name, shape in shapes.items():
+        _check_shape(manifest, name, outputs[name].shape[1:], shape)
+    return outputs
 
 
 def load_head(bundle: Bundle) -> Head | None:
@@ -104,22 +177,37 @@ def load_head(bundle: Bundle) -> Head | None:
     return head
 
 
-def _check_interface(
-    manifest: Manifest, session: onnxruntime.InferenceSession, shapes: dict[str, tuple[int | None, ...]]
-) -> None:
+def inputs_of(manifest: Manifest) -> dict[str, tuple[str, list[int | str]]]:
+    """Of model.onnx: name -> type and shape, in which a word is an axis of any length."""
     spec = manifest.preprocessing
-    taken = [(one.name, one.type, one.shape[1:], isinstance(one.shape[0], int)) for one in session.get_inputs()]
-    if taken != [("pixel_values", "tensor(float)", [3, spec.height, spec.width], False)]:
-        seen = ", ".join(f"{one.name} {one.type} {one.shape}" for one in session.get_inputs()) or "no input"
-        raise BundleError(
-            f"{manifest.id}: the graph takes {seen}; the manifest says "
-            f"pixel_values tensor(float) [batch, 3, {spec.height}, {spec.width}]"
+    return {"pixel_values": ("tensor(float)", ["batch", 3, spec.height, spec.width])}
+
+
+def check_interface(
+    manifest: Manifest,
+    session: onnxruntime.InferenceSession,
+    inputs: Mapping[str, tuple[str, list[int | str]]],
+    shapes: Shapes,
+) -> None:
+    """Raises BundleError unless the graph takes and gives what the manifest says."""
+    taken = {one.name: (one.type, one.shape) for one in session.get_inputs()}
+    if not (taken.keys() == inputs.keys() and all(map(_takes, taken.values(), (inputs[name] for name in taken)))):
+        said, seen = (
+            ", ".join(f"{name} {kind} [{', '.join(map(str, shape))}]" for name, (kind, shape) in one.items())
+            for one in (inputs, taken)
         )
+        raise BundleError(f"{manifest.id}: the graph takes {seen or 'no input'}; the manifest says {said}")
     given = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     for name, shape in shapes.items():
         if name not in given:
             raise BundleError(f"{manifest.id}: the graph has no output {name}; it has {', '.join(given)}")
         _check_shape(manifest, name, given[name], shape)
+
+
+def _takes(seen: tuple[str, list[Any]], said: tuple[str, list[int | str]]) -> bool:
+    """Axes of a fixed length have it, and the others have none."""
+    lengths = ([one if isinstance(one, int) else None for one in shape] for _, shape in (seen, said))
+    return seen[0] == said[0] and next(lengths) == next(lengths)
 
 
 def _check_shape(manifest: Manifest, name: str, seen: Sequence[object], expected: Sequence[int | None]) -> None:
@@ -131,9 +219,9 @@ def _fits(seen: object, wanted: int | None) -> bool:
     return wanted is None or not isinstance(seen, int) or seen == wanted
 
 
-def _output_shapes(manifest: Manifest, head: Head | None) -> dict[str, tuple[int | None, ...]]:
-    """Without the batch axis; None where the manifest does not say."""
-    shapes: dict[str, tuple[int | None, ...]] = {"logits": (len(manifest.labels),)}
+def output_shapes(manifest: Manifest, head: Head | None) -> Shapes:
+    """Of what model.onnx gives."""
+    shapes: Shapes = {"logits": (len(manifest.labels),)}
     for layer in manifest.attention:
         shapes[layer.output] = layer.shape
     maps = manifest.maps

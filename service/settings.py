@@ -5,7 +5,7 @@ Read from the environment with the prefix SACCADE_; docs/settings.md shows the s
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -64,6 +64,18 @@ class Settings(BaseSettings):
         gt=0,
         le=86_400,
         description="Longest that one run may take; then its callers get 500 and a new session takes over",
+    )
+    relevance: Literal["first-use", "start", "off"] = Field(
+        "first-use",
+        description="When relevance.onnx, which gives maps of the gradient, is opened: for the first who asks for one, "
+        "at the start, or never",
+    )
+    max_classes: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="Most classes of maps of the gradient in one request; beyond it 422. Each is a backward pass, and "
+        "takes the memory of an image in a batch",
     )
     decode_threads: int | None = Field(
         None,

@@ -1,15 +1,46 @@
 """relevance.onnx: all that model.onnx gives, and maps of the gradient of any class, on the same weights."""
 
+import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
 from export.explain.gate import gate_maps
-from export.explain.relevance import add_relevance
+from export.explain.relevance import Classifier, add_relevance, possible
 from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
 from saccade.manifest import Maps
+
+
+def explained(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle with relevance.onnx, written into `folder`; or as it is, and why, where there can be none."""
+    try:
+        maps = write_relevance(bundle, folder)
+    except BundleError as error:
+        return unexplained(bundle, str(error).removeprefix(f"{bundle.manifest.id}: "))
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"maps": maps}))
+
+
+def unexplained(bundle: Bundle, reason: str) -> Bundle:
+    """The bundle without maps of the gradient; `reason` is that of those which such a model could have."""
+    names, why_not = possible(bundle.manifest.attention, bundle.manifest.pooling)
+    maps = {"gradients": None, "why_not": {**dict.fromkeys(names, reason), **why_not}}
+    return Bundle(
+        bundle.folder, bundle.manifest.model_copy(update={"maps": bundle.manifest.maps.model_copy(update=maps)})
+    )
+
+
+def check_made(bundle: Bundle) -> None:
+    """Makes relevance.onnx again of model.onnx, gradients checked. Raises BundleError where the file is another."""
+    with tempfile.TemporaryDirectory() as place:
+        maps = write_relevance(bundle, Path(place))
+        if (Path(place) / RELEVANCE).read_bytes() == bundle.relevance.read_bytes() and maps == bundle.manifest.maps:
+            return
+    raise BundleError(
+        f"{bundle.relevance} is not what is made of {bundle.graph.name}: it was changed, or made by another version "
+        f"(saccade relevance {bundle.folder} makes it anew)"
+    )
 
 
 def write_relevance(bundle: Bundle, folder: Path) -> Maps:
@@ -20,11 +51,25 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     model can have no such map, or a gradient is wrong; then nothing is written.
     """
     model = ir.load(bundle.graph)
-    explained = add_relevance(model, bundle.manifest)
+    explained = add_relevance(model, Classifier.of(model, bundle.manifest))
     try:
         check_gradients(model, explained.derivatives)
-        gate_maps(model)
-        ir.save(model, folder / RELEVANCE)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error
+    (folder / RELEVANCE).write_bytes(_content(model))
     return bundle.manifest.maps.model_copy(update={"gradients": explained.maps, "why_not": explained.why_not})
+
+
+def made_again(bundle: Bundle) -> bytes:
+    """What relevance.onnx holds if it was made of model.onnx by this version: the same bytes each time. Raises
+    BundleError where the model can have no map of gradients.
+    """
+    model = ir.load(bundle.graph)
+    add_relevance(model, Classifier.of(model, bundle.manifest))
+    return _content(model)
+
+
+def _content(model: ir.Model) -> bytes:
+    gate_maps(model)
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content

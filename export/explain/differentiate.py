@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, RULES
+from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, PLACES_TOO, RULES
 from export.explain.known import Known, said
 from export.explain.tape import Tape
 from export.graph.nodes import describe, graphs, used
@@ -91,7 +91,7 @@ def _path(
     for node in model.graph:
         if not is_flat(node) and any(value in reached and value not in fixed for value in carried(node)):
             behind.append(node)
-            reached |= set(node.outputs)
+            reached |= set(node.outputs[:1] if node.op_type in PLACES_TOO else node.outputs)
     needed, nodes = set(seeds) & reached, []
     for node in reversed(behind):
         if any(value in needed for value in node.outputs):

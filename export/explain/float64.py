@@ -22,10 +22,15 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BF
 
 
 class Float64:
-    """Runs a model of plain operators of opset 20."""
+    """Runs a model of plain operators of opset 20.
 
-    def __init__(self, model: ir.Model) -> None:
+    With `straight` nothing is rounded to 8 bits but weights: the function whose gradient the straight-through
+    estimator takes (see `export.explain.gradients.quantize`).
+    """
+
+    def __init__(self, model: ir.Model, *, straight: bool = False) -> None:
         self._nodes = list(model.graph)
+        self._operators = [*_EXACT, *(_STRAIGHT if straight else ())]
         self._evaluators: dict[ir.Node, ReferenceEvaluator] = {}
 
     def run(
@@ -70,7 +75,7 @@ class Float64:
     def _results(self, node: ir.Node, values: Mapping[ir.Value, Array]) -> list[Array]:
         inputs = {f"in_{index}": _input(value, values) for index, value in enumerate(node.inputs) if value is not None}
         if node not in self._evaluators:
-            self._evaluators[node] = ReferenceEvaluator(_alone(node), opsets={"": OPSET}, new_ops=[*_EXACT])
+            self._evaluators[node] = ReferenceEvaluator(_alone(node), opsets={"": OPSET}, new_ops=self._operators)
         try:
             with np.errstate(all="ignore"):  # a row whose keys are all masked is NaN until the graph itself mends it
                 return [_float64(one) for one in self._evaluators[node].run(None, inputs)]
@@ -155,4 +160,38 @@ class ConvTranspose(OpRun):
         return (result[(slice(None),) * 3 + cut].reshape(batch, -1, *(one.stop - one.start for one in cut)),)
 
 
-_EXACT = (Erf, Gelu, ConvTranspose)
+class GatherElements(OpRun):
+    """onnx's own wants as many places as numbers along the other axes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, places: Array, axis: int = 0) -> tuple[Array]:
+        along = axis % x.ndim
+        part = tuple(slice(None if at == along else length) for at, length in enumerate(places.shape))
+        return (np.take_along_axis(x[part], places, along),)
+
+
+class QuantizeLinear(OpRun):
+    """Rounds nothing."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, *_: Array, **__: Any) -> tuple[Array]:
+        return (x,)
+
+
+class DequantizeLinear(OpRun):
+    """Of what was not rounded the same; of whole numbers, which weights are, what they stand for."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, zero: Array | None = None, *, axis: int = 1, **_: Any) -> tuple[Array]:
+        if x.dtype.kind == "f":
+            return (x,)
+        lengths = [-1 if at == axis % x.ndim else 1 for at in range(x.ndim)] if scale.ndim else []
+        less = 0.0 if zero is None else zero.astype(np.float64).reshape(lengths)
+        return ((x - less) * scale.reshape(lengths),)
+
+
+_EXACT = (Erf, Gelu, ConvTranspose, GatherElements)
+_STRAIGHT = (QuantizeLinear, DequantizeLinear)

@@ -11,12 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.explain.source import behind
-from saccade.manifest import GradientMapName
-
-SWITCHES: dict[str, tuple[GradientMapName, ...]] = {
-    "with_relevance": ("relevance", "grad_attention"), "with_legrad": ("legrad",),
-}  # fmt: skip
-"""Inputs of relevance.onnx, a bool each, and the maps that they are for."""
+from export.graph.nodes import replace
+from saccade.manifest import SWITCHES
 
 
 def gate_maps(model: ir.Model) -> None:
@@ -56,3 +52,15 @@ def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
     for key, graph in branches.items():
         choice.attributes[key] = ir.AttrGraph(key, graph)
     model.graph.append(choice)
+
+
+def open_gates(model: ir.Model) -> None:
+    """Undoes `gate_maps`, in place: all maps are worked out, and there are no switches."""
+    for choice in [node for node in model.graph if node.op_type == "If" and node.name in SWITCHES]:
+        branch = choice.attributes["then_branch"].as_graph()
+        nodes, outputs = list(branch), list(branch.outputs)
+        branch.outputs.clear()
+        branch.remove(nodes)
+        model.graph.insert_before(choice, nodes)
+        replace(model, choice, outputs)
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in SWITCHES]

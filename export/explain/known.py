@@ -21,18 +21,20 @@ from saccade.errors import BundleError
 Shape = tuple[int | None, ...]
 """None: the axis grows with the batch."""
 
+FLOAT = ir.DataType.FLOAT
 _BATCHES = (2, 3)
 _LARGE = 4096
 """Initializers of floating point with more numbers than this are weights."""
 
 
 class Known:
-    """Shapes of the values asked for, and numbers of the constants asked for."""
+    """Shapes of the values asked for, numbers of the constants asked for, and what is of no float32."""
 
     def __init__(self, model: ir.Model, values: Collection[ir.Value], constants: Collection[ir.Value]) -> None:
         """Raises BundleError where ONNX Runtime does not run the graph."""
         self._shapes: dict[ir.Value, Shape] = {}
         self._constants: dict[ir.Value, NDArray[Any]] = {}
+        self._others = other_floats(model)
         hanging = _hanging(model)
         asked = [value for value in dict.fromkeys(constants) if value.const_value is None and value not in hanging]
         shaped = [value for value in dict.fromkeys(values) if value.const_value is None]
@@ -57,6 +59,28 @@ class Known:
         if value is None:
             return None
         return self._constants.get(value) if value.const_value is None else value.const_value.numpy()
+
+    def is_other_float(self, value: ir.Value) -> bool:
+        return value in self._others
+
+
+def other_floats(model: ir.Model) -> set[ir.Value]:
+    """Values of floating point that are not float32: those of half precision, above all. By onnx's type inference."""
+    weights = [value for value in model.graph.initializers.values() if value.dtype is not None]
+    casts = [ir.DataType(node.attributes["to"].as_int()) for node in model.graph if node.op_type == "Cast"]
+    if not any(_is_other(kind) for kind in (*(value.dtype for value in weights), *casts)):
+        return set()
+    given = [ir.serde.serialize_value(value) for value in (*model.graph.inputs, *weights)]
+    body = onnx.helper.make_graph([ir.to_proto(node) for node in model.graph], "types", given, [])
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(body, opset_imports=imports)).graph
+    kinds = {one.name: ir.DataType(one.type.tensor_type.elem_type) for one in (*inferred.input, *inferred.value_info)}
+    made = [value for node in model.graph for value in node.outputs]
+    return {value for value in (*model.graph.inputs, *weights, *made) if _is_other(kinds.get(value.name or ""))}
+
+
+def _is_other(kind: ir.DataType | None) -> bool:
+    return kind is not None and kind.is_floating_point() and kind != FLOAT
 
 
 def _hanging(model: ir.Model) -> set[ir.Value]:

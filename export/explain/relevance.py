@@ -17,7 +17,7 @@ mean of its gradient, summed, and what is positive of it.
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,14 +26,14 @@ from onnx_ir.passes import common
 
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
-from export.explain.known import Known
+from export.explain.known import Known, other_floats
 from export.explain.legrad import add_legrad
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.graph.places import Places
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
-from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest
+from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest, Pooling
 from saccade.pooling import pooled_row
 
 CLASS_INDEX = "class_index"
@@ -44,6 +44,33 @@ GRAD_CAM: GradientMapName = "grad_cam"
 OF_ATTENTION = (RELEVANCE, GRAD_ATTENTION, LEGRAD)
 TOP = -1
 """As a class index: the class of the greatest logit, found in the graph; -2 is that of the second, and so on."""
+
+
+class Classifier(NamedTuple):
+    """What is known of the classifier in a graph."""
+
+    name: str
+    """In messages."""
+    logits: ir.Value
+    """(batch, classes)."""
+    classes: int
+    layers: tuple[AttentionLayer, ...]
+    attention: tuple[ir.Value, ...]
+    """Of each of `layers` its weights, in the shape that the layer says."""
+    pooling: Pooling | None
+    """None where it is not known how the classifier reads the tokens."""
+    weights: ir.Value | None
+    """Of learned pooling, (batch, tokens)."""
+
+    @classmethod
+    def of(cls, model: ir.Model, manifest: Manifest) -> "Classifier":
+        """By the outputs of a bundle's model.onnx."""
+        outputs = {value.name: value for value in model.graph.outputs}
+        return cls(
+            manifest.id, outputs[LOGITS], len(manifest.labels),
+            manifest.attention, tuple(outputs[layer.output] for layer in manifest.attention),
+            manifest.pooling, outputs[POOLING] if manifest.maps.pooling else None,
+        )  # fmt: skip
 
 
 class Explained(NamedTuple):
@@ -57,7 +84,7 @@ class Explained(NamedTuple):
     """All gradients that the maps are made of."""
 
 
-def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
+def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
     in place; what the graph gave it still gives. Of these LeGrad may be missing, for a reason that is given, where the
     graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down to
@@ -66,38 +93,39 @@ def add_relevance(model: ir.Model, manifest: Manifest) -> Explained:
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
     """
-    maps, why_not = possible(manifest)
+    maps, why_not = possible(classifier.layers, classifier.pooling)
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
-        raise BundleError(f"{manifest.id} can have no map of gradients: {reasons}")
-    outputs = {value.name: value for value in model.graph.outputs}
-    places = _places(model)
-    logits = outputs[LOGITS]
-    seed = _seed(Adder(model), model, logits, len(manifest.labels))
+        raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
+    places, narrow, logits = _places(model), other_floats(model), classifier.logits
+    seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
         rows, columns = Known(model, [features], []).shape(features)[2:]
         if not rows or not columns:
-            raise BundleError(f"{manifest.id}: the size of its last feature map hangs on the batch")
+            raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, {logits: seed}, [features])
         add = Adder(model)
-        _output(add, model, GRAD_CAM, _grad_cam(add, features, gradients[features]), slice(0, rows * columns))
+        summed = _grad_cam(add, _wide(add, features, narrow), gradients[features])
+        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns))
         derivatives = [Derivative(logits, seed, gradients)]
         return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
 
-    layers = _stage(manifest)
-    sources = [source_of(model, outputs[layer.output], logits) for layer in layers]
-    learned = source_of(model, outputs[POOLING], logits) if manifest.maps.pooling else None
+    layers = _stage(classifier.layers)
+    sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
+    learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
     wanted = [*sources, *([] if learned is None else [learned])]
     gradients = differentiate(model, {logits: seed}, [one.value for one in wanted])
     derivatives = [Derivative(logits, seed, gradients)]
     add, patches = Adder(model), layers[-1].patch_slice
-    for name, row in _by_layers(add, manifest, layers, sources, learned, gradients).items():
+    positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+                for one in wanted}  # fmt: skip
+    for name, row in _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive).items():
         _output(add, model, name, row, patches)
     try:
-        assert manifest.pooling is not None
+        assert classifier.pooling is not None
         pairs = [*zip(layers, sources, strict=True)]
-        legrad = add_legrad(model, places, (logits, seed), pairs, manifest.pooling, gradients)
+        legrad = add_legrad(model, places, (logits, seed), pairs, classifier.pooling, gradients)
         _output(Adder(model), model, LEGRAD, legrad.row, patches)
         derivatives += legrad.derivatives
     except BundleError as error:
@@ -115,30 +143,32 @@ def _places(model: ir.Model) -> Places:
     return Places(model, (height, width)).follow_all(model)
 
 
-def possible(manifest: Manifest) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
-    """(the maps that this model can have, and of the others why not)."""
-    reason = _lacks(manifest)
-    if manifest.attention:
-        found = () if reason else OF_ATTENTION
-        without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
-        return found, {**without, GRAD_CAM: "it is for models without attention"}
-    return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it has no attention layers")
+def possible(
+    layers: Sequence[AttentionLayer], pooling: Pooling | None
+) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
+    """(the maps that a model of this attention and pooling can have, and of the others why not)."""
+    if not layers:
+        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it gives no attention")
+    reason = _lacks(layers[-1], pooling)
+    found = () if reason else OF_ATTENTION
+    without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
+    return found, {**without, GRAD_CAM: "it is for models without attention"}
 
 
-def _lacks(manifest: Manifest) -> str | None:
+def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
     """Why attention cannot be carried from the pooled row to the patches, in words; None where it can."""
-    if manifest.pooling is None:
+    if pooling is None:
         return "how the classifier reads the tokens is not known"
-    if manifest.attention and manifest.attention[-1].windows is not None:
+    if last.windows is not None:
         return "the last layer attends within windows, so no row of it reads the whole picture"
     return None
 
 
-def _stage(manifest: Manifest) -> tuple[AttentionLayer, ...]:
+def _stage(layers: Sequence[AttentionLayer]) -> tuple[AttentionLayer, ...]:
     """The last layers of one geometry: before them the tokens are others, and evidence cannot be handed on."""
-    last = manifest.attention[-1]
+    last = layers[-1]
     stage: list[AttentionLayer] = []
-    for layer in reversed(manifest.attention):
+    for layer in reversed(layers):
         if (layer.grid, layer.special_tokens, layer.windows) != (last.grid, last.special_tokens, None):
             break
         stage.append(layer)
@@ -164,34 +194,40 @@ def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Val
 
 def _by_layers(
     add: Adder,
-    manifest: Manifest,
-    layers: Sequence[AttentionLayer],
+    pooling: Pooling | None,
+    last: AttentionLayer,
     sources: Sequence[Source],
     learned: Source | None,
-    gradients: Mapping[ir.Value, ir.Value],
+    positive: Mapping[ir.Value, ir.Value],
 ) -> dict[GradientMapName, ir.Value]:
-    """(k, batch, 1, N) each."""
-    last = layers[-1]
+    """(k, batch, 1, N) each. `positive`: of each source (gradient * attention)+."""
     if learned is None:
-        assert manifest.pooling is not None
-        row = add.constant(pooled_row(manifest.pooling, last)[None, None, None])
+        assert pooling is not None
+        row = add.constant(pooled_row(pooling, last)[None, None, None])
     else:
-        row = add("Reshape", _evidence(add, learned, gradients), [0, -1, 1, last.tokens])
-    start, of_last = row, None
+        row = add("Reshape", _evidence(add, learned, positive), [0, -1, 1, last.tokens])
+    start, of_last, added = row, None, None
     for source in reversed(sources):
-        evidence = add("ReduceMean", _evidence(add, source, gradients), [2], keepdims=0)
+        evidence = add("ReduceMean", _evidence(add, source, positive), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
         carried = add("MatMul", read, evidence)
         of_last = of_last or carried
-        row = add("Add", row, carried)
+        # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
+        added = carried if added is None else add("Add", added, carried)
+        row = add("Add", start, added)
     assert of_last is not None
-    return {RELEVANCE: row if learned is not None else add("Sub", row, start), GRAD_ATTENTION: of_last}
+    assert added is not None
+    return {RELEVANCE: added if learned is None else row, GRAD_ATTENTION: of_last}
 
 
-def _evidence(add: Adder, source: Source, gradients: Mapping[ir.Value, ir.Value]) -> ir.Value:
-    """(gradient * attention)+ in the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
-    positive = add("Relu", add("Mul", gradients[source.value], source.value))
-    return laid_out(add, positive, source.layout)
+def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
+    """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
+    return laid_out(add, positive[source.value], source.layout)
+
+
+def _wide(add: Adder, value: ir.Value, narrow: Collection[ir.Value]) -> ir.Value:
+    """In float32, as gradients are."""
+    return add("Cast", value, to=ir.DataType.FLOAT) if value in narrow else value
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

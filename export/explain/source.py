@@ -60,7 +60,7 @@ def last_features(model: ir.Model, logits: ir.Value) -> ir.Value:
     if found is None:
         convolutions = [node for node in model.graph if node.op_type == "Conv" and node.outputs[0] in way]
         if not convolutions:
-            raise BundleError("the graph has no convolution: there are no features that a map could be made of")
+            raise BundleError("the graph has neither attention nor a convolution that a map could be made of")
         found = convolutions[-1].outputs[0]
     return found
 

@@ -64,7 +64,9 @@ def stream_of(
     return Stream(tokens, axes, count, found[-1])
 
 
-def classify(add: Adder, model: ir.Model, stream: Stream, logits: ir.Value, places: Places, token: ir.Value) -> ir.Value:
+def classify(
+    add: Adder, model: ir.Model, stream: Stream, logits: ir.Value, places: Places, token: ir.Value
+) -> ir.Value:
     """What the model does behind its last block once more, for one token in place of all: (n, …, 1, …) -> (n, classes).
 
     A class token is that token, and so is the mean, or any weighted mean, of one token alone. Raises BundleError where

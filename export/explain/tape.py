@@ -3,6 +3,9 @@
 The gradient of a value of shape (B, …) has the shape (k, B, …), one for each of k logits: an axis in front of all
 others. The values of the forward pass broadcast against it as they are, so that nothing of it is repeated k times.
 Wherever axes are counted from the front, that of the gradient is one more.
+
+Gradients are float32 whatever the forward pass computes in: half precision would lose those below 6e-8, and round all
+below 6e-5. What is of another type is cast where a gradient meets it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,12 +48,20 @@ class Tape:
         """How many gradients each value has, int64 (1,)."""
 
     def __call__(self, operator: str, *inputs: Operand, **attributes: Any) -> ir.Value:
-        """The node's one output; the same node is never made twice. Lists become int64, numbers float32."""
+        """The node's one output; the same node is never made twice. Lists become int64, numbers float32, and so does
+        what the forward pass has in another type of floating point.
+        """
         values = [self._value(operand) for operand in inputs]
+        if operator not in ("Cast", "Shape"):
+            values = [value if value is None else self.wide(value) for value in values]
         key = (operator, *values, *((name, str(value)) for name, value in sorted(attributes.items())))
         if key not in self._made:
             self._made[key] = self._add(operator, *values, **attributes)
         return self._made[key]
+
+    def wide(self, value: ir.Value) -> ir.Value:
+        """The value in float32, if it is of another type of floating point."""
+        return self("Cast", value, to=ir.DataType.FLOAT) if self._known.is_other_float(value) else value
 
     def further(self, node: ir.Node, *places: int) -> list[ir.Value]:
         """Further outputs of a node of the forward pass, which it has already worked out."""

@@ -43,13 +43,13 @@ class Adder:
 
     def keep(self, value: ir.Value) -> None:
         """Takes in an initializer of another graph; where its name is taken it gets a new one."""
-        self._take(value, self._free(value.name, "constant"))
+        self._take(value, self._unused(value.name, "constant"))
         self._graph.register_initializer(value)
 
     def move(self, node: ir.Node) -> None:
         """Takes in a node of another graph; where its names are taken it gets new ones."""
         for value in node.outputs:
-            self._take(value, self._free(value.name, node.op_type.lower()))
+            self._take(value, self._unused(value.name, node.op_type.lower()))
         if node.name is None or node.name in self._nodes:
             node.name = self._new_name(node.op_type)
         self._nodes.add(node.name)
@@ -59,7 +59,7 @@ class Adder:
         """A new initializer, float32 or int64."""
         kept = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         value = ir.Value(name=None, shape=ir.Shape(kept.shape), const_value=ir.tensor(kept))
-        self._take(value, self._free(name, "constant"))
+        self._take(value, self._unused(name, "constant"))
         assert value.const_value is not None
         value.const_value.name = value.name
         value.type = ir.TensorType(value.const_value.dtype)
@@ -86,13 +86,17 @@ class Adder:
             return value
         if keep and value in self._theirs:
             value = self("Identity", value)
+        self.free(name)
+        _rename(self._graph, value, name)
+        self._names[name] = value
+        return value
+
+    def free(self, name: str) -> None:
+        """A value that has the name gets another."""
         before = self._names.pop(name, None)
         if before is not None:
             _rename(self._graph, before, self._new_name(name))
             self._names[before.name or ""] = before
-        _rename(self._graph, value, name)
-        self._names[name] = value
-        return value
 
     def outputs(self, ours: Mapping[ir.Value, tuple[int, ...]], instead_of: ir.Value) -> None:
         """Makes these float32 values, given with their shapes but for the batch, the outputs; theirs stand behind."""
@@ -111,7 +115,7 @@ class Adder:
         value.name = name
         self._names[name] = value
 
-    def _free(self, name: str | None, stem: str) -> str:
+    def _unused(self, name: str | None, stem: str) -> str:
         return self._new_name(stem) if not name or name in self._names else name
 
     def _new_name(self, stem: str) -> str:

@@ -117,6 +117,27 @@ def _from_end(node: ir.Node, places: Places) -> int:
     return axis if axis < 0 else axis - places.rank(node.inputs[0])
 
 
+def _group_norm(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:
+    """Each group of channels is normalised as one, then scaled: of opset 18 by group, of opset 21 by channel."""
+    data, groups = node.inputs[0], integer(node, "num_groups", 1)
+    channels, *behind = places.shape_of(data)[1:]
+    ones, zeros = (add.constant(np.full(groups, value, np.float32)) for value in (1, 0))
+    flat = add("Reshape", data, [0, groups, -1])
+    normed = add("InstanceNormalization", flat, ones, zeros, epsilon=number(node, "epsilon", 1e-5))
+    scale, bias = (_by_channel(add, places, value, channels) for value in node.inputs[1:])
+    scaled = add("Mul", add("Reshape", normed, add("Shape", data)), add("Reshape", scale, [-1, *[1] * len(behind)]))
+    return [add("Add", scaled, add("Reshape", bias, [-1, *[1] * len(behind)]))]
+
+
+def _by_channel(add: Adder, places: Places, value: ir.Value | None, channels: int) -> ir.Value | None:
+    """(groups,) or (channels,) -> (channels,)."""
+    (groups,) = places.shape_of(value)
+    if groups == channels:
+        return value
+    spread = add("Expand", add("Unsqueeze", value, [1]), [groups, channels // groups])
+    return add("Reshape", spread, [channels])
+
+
 def _gelu(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     """Gives x Φ(x), after a bias where there is one; FastGelu by its tanh form."""
     data = node.inputs[0]
@@ -246,6 +267,7 @@ REWRITES: dict[tuple[str, str], Rewrite] = {
     ("", "RMSNormalization"): _rms_norm,
     ("", "SimplifiedLayerNormalization"): _rms_norm,
     ("", "Swish"): _swish,
+    ("", "GroupNormalization"): _group_norm,
     (MICROSOFT, "Attention"): fused_attention.packed,
     (MICROSOFT, "MultiHeadAttention"): fused_attention.multi_head,
     (MICROSOFT, "SkipLayerNormalization"): _skip_layer_norm,

@@ -1,7 +1,8 @@
 """A classifier's graph gets the outputs of a bundle: attention, pooling, rollout and the tokens of the class map."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,9 @@ from export.nets.maps import rolls_out
 from saccade.errors import DataError
 from saccade.manifest import AttentionLayer, ClassMap, MapName, Maps, Pooling
 from saccade.pooling import pooled_row
+
+NOT_BEHIND = "the logits do not hang on it"
+"""Why an attention layer is not used, see `look`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,45 @@ class Exposed:
     """Of each of `layers` the value that it is made of, under the name that it had, and how it is made."""
 
 
+class Seen(NamedTuple):
+    """What a graph says of its classifier, before any output is added."""
+
+    places: Places
+    logits: ir.Value
+    """(batch, classes)."""
+    classes: int
+    rows: tuple[Row, ...]
+    """All attention that was found, in depth order."""
+    used: list[tuple[Found, AttentionLayer]]
+    """Of these, what a layer can be said of."""
+    reading: Reading | None
+    """How the logits read the tokens of the last layer; None where it is not known."""
+
+    @property
+    def layers(self) -> tuple[AttentionLayer, ...]:
+        return tuple(layer for _, layer in self.used)
+
+
+def look(
+    model: ir.Model,
+    size: tuple[int, int],
+    logits: ir.Value,
+    *,
+    over: slice | None = None,
+    grid: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+    among: Collection[ir.Value] | None = None,
+) -> Seen:
+    """As `expose` takes them; of attention that is not `among` these values none is used.
+
+    To the model a Flatten is added at most. Raises DataError where the graph is no such classifier.
+    """
+    places = Places(model, size).follow_all(model)
+    head = _by_label(Adder(model), places, logits, over)
+    rows, used = _layers(find(model, places), grid, names, among)
+    return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))
+
+
 def expose(
     model: ir.Model,
     size: tuple[int, int],
@@ -62,26 +105,22 @@ def expose(
     depth order. Raises DataError where the graph is no such classifier.
     """
     (pixels,) = model.graph.inputs
-    places = Places(model, size).follow_all(model)
-    add = Adder(model)
     theirs = model.graph.outputs[0] if logits is None else logits
-    head = _by_label(add, places, theirs, over)
-    classes = places.shape_of(head)[1]
-    rows, used = _layers(find(model, places), grid, names)
-    layers = tuple(layer for _, layer in used)
+    seen = look(model, size, theirs, over=over, grid=grid, names=names)
+    places, head, classes, rows, used, reading = seen
+    add, layers = Adder(model), seen.layers
     sources = tuple((found.weights.name or "", found) for found, _ in used)
-    reading = _reading(head, places, used)
     tokens = read_class_tokens(head, places)
     rolled = reading is not None and len(used) == len(rows) and rolls_out(layers) and _one_frame(used)
 
     add.named(pixels, INPUT)
     class_map, result = (None, head) if tokens is None else _head(add, tokens, classes)
     outputs: dict[ir.Value, tuple[int, ...]] = {add.named(result, LOGITS, keep=result is not theirs): (classes,)}
-    attention = [add.named(_unfolded(add, found), layer.output) for found, layer in used]
+    attention = [add.named(unfolded(add, found), layer.output) for found, layer in used]
     outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
     learned = None
     if reading is not None and reading.weights is not None:
-        learned = add.named(add("Reshape", reading.weights, [-1, layers[-1].tokens]), POOLING)
+        learned = add.named(pooled_by(add, reading.weights, layers[-1]), POOLING)
         outputs[learned] = (layers[-1].tokens,)
     if rolled and reading is not None:
         row = _pooled(add, reading, learned, layers[-1])
@@ -90,7 +129,7 @@ def expose(
         outputs[add.named(_class_tokens(add, tokens), CLASS_TOKENS)] = (tokens.patches, tokens.width)
     add.outputs(outputs, instead_of=theirs)
     for value in model.graph.outputs[len(outputs) :]:
-        _say_shape(value, places)
+        say_shape(value, places)
     common.RemoveUnusedNodesPass()(model)
     default: tuple[MapName, ...] = ("rollout",) if rolled else ("class",) if class_map else ()
     maps = Maps(default=default, pooling=learned and POOLING, rollout=ROLLOUT if rolled else None, class_map=class_map)
@@ -119,7 +158,7 @@ def _by_label(add: Adder, places: Places, logits: ir.Value, over: slice | None) 
     return flat
 
 
-def _say_shape(value: ir.Value, places: Places) -> None:
+def say_shape(value: ir.Value, places: Places) -> None:
     """Of an output of theirs; an axis that may grow with the batch is left open."""
     shape = places.shape(value)
     if shape is not None:
@@ -127,7 +166,10 @@ def _say_shape(value: ir.Value, places: Places) -> None:
 
 
 def _layers(
-    found: list[Found], grid: tuple[int, int] | None, names: Sequence[str] | None
+    found: list[Found],
+    grid: tuple[int, int] | None,
+    names: Sequence[str] | None,
+    among: Collection[ir.Value] | None,
 ) -> tuple[tuple[Row, ...], list[tuple[Found, AttentionLayer]]]:
     if names is not None and len(names) != len(found):
         raise ValueError(f"there are {len(names)} names for {len(found)} attention layers")
@@ -135,6 +177,8 @@ def _layers(
     used: list[tuple[Found, AttentionLayer]] = []
     for index, one in enumerate(found):
         layer = layer_of(one, attention_output(len(used)), grid)
+        if among is not None and one.weights not in among:
+            layer = NOT_BEHIND
         where = one.name if names is None else names[index]
         if isinstance(layer, str):
             rows.append(Row(where, one.heads, one.tokens, None, layer))
@@ -161,7 +205,7 @@ def _one_frame(used: list[tuple[Found, AttentionLayer]]) -> bool:
     return len({found.frame for found, _ in used}) == 1 and all(layer.windows is None for _, layer in used)
 
 
-def _unfolded(add: Adder, found: Found) -> ir.Value:
+def unfolded(add: Adder, found: Found) -> ir.Value:
     """The weights as (batch, heads, N, N), or (batch, windows, heads, N, N); rows are queries."""
     value, tokens = found.weights, found.tokens[0]
     if found.transposed:
@@ -175,6 +219,11 @@ def _unfolded(add: Adder, found: Found) -> ir.Value:
     if found.cells is not None and len(found.cells) == 1:
         value = add("Squeeze", value, [1])
     return value
+
+
+def pooled_by(add: Adder, weights: ir.Value, last: AttentionLayer) -> ir.Value:
+    """Weights of learned pooling as (batch, tokens)."""
+    return add("Reshape", weights, [-1, last.tokens])
 
 
 def _pooled(add: Adder, reading: Reading, learned: ir.Value | None, last: AttentionLayer) -> ir.Value:

@@ -4,6 +4,7 @@ An activation half-way between two codes falls to one side or the other by the l
 bit is another on other processors. What a difference of a whole code does to the answers is measured.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.runtime import PROVIDER, open_graph
+from export.runtime import PROVIDER, open_graph, open_relevance
 from export.weights import TOLERANCE
 from saccade.bundle import Bundle
 from saccade.errors import BundleError
-from saccade.golden import PICTURES, SEED, kind_of, made_pictures
+from saccade.golden import PICTURES, SEED, Arrays, kind_of, made_pictures
 from saccade.manifest import Precision
 from saccade.preprocess import normalize
 
@@ -47,13 +48,25 @@ def movements(bundle: Bundle, pixels: NDArray[np.float32]) -> dict[str, Movement
     """
     manifest = bundle.manifest
     exact = open_graph(bundle.graph, only=manifest.outputs)(pixels)
-    far = dict.fromkeys(exact, 0.0)
+    moved = _farthest(bundle, bundle.graph, exact, lambda graph: open_graph(graph, only=manifest.outputs)(pixels))
+    return {name: Movement(float(moved[name].max()), float(np.ptp(values))) for name, values in exact.items()}
+
+
+def map_movements(bundle: Bundle, pixels: NDArray[np.float32], classes: NDArray[np.int64]) -> Arrays:
+    """The same of relevance.onnx, each number by itself: output -> absolute differences in its shape."""
+    exact = open_relevance(bundle.relevance)(pixels, classes)
+    return _farthest(bundle, bundle.relevance, exact, lambda graph: open_relevance(graph)(pixels, classes))
+
+
+def _farthest(bundle: Bundle, graph: Path, exact: Arrays, answer: Callable[[bytes], Arrays]) -> Arrays:
+    """Of some draws, the largest difference of each number; inf where one is not finite."""
+    far = {name: np.zeros_like(values) for name, values in exact.items()}
     for seed in SEEDS:
-        near = open_graph(shaken(bundle.graph, ROUNDING[manifest.precision], seed), only=manifest.outputs)(pixels)
+        near = answer(shaken(graph, ROUNDING[bundle.manifest.precision], seed))
         for name, values in exact.items():
-            moved = float(np.abs(near[name] - values).max())
-            far[name] = max(far[name], moved if np.isfinite(moved) else np.inf)
-    return {name: Movement(far[name], float(np.ptp(values))) for name, values in exact.items()}
+            moved = np.abs(near[name] - values)
+            far[name] = np.maximum(far[name], np.where(np.isfinite(moved), moved, np.inf))
+    return far
 
 
 def tolerance_of(bundle: Bundle) -> dict[str, dict[str, float]]:

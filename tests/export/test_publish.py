@@ -18,10 +18,10 @@ from saccade.bundle import Bundle, open_bundle
 from saccade.cli import main
 from saccade.errors import BundleError, DataError
 
-FILES = {"manifest.json", "model.onnx", "weights.safetensors", "golden.npz"}
+FILES = {"manifest.json", "model.onnx", "relevance.onnx", "weights.safetensors", "golden.npz"}
 
 
-def test_a_bundle_holds_its_four_files_and_says_where_they_come_from(bundle: Bundle, runs: dict[str, Path]) -> None:
+def test_a_bundle_holds_its_files_and_says_where_they_come_from(bundle: Bundle, runs: dict[str, Path]) -> None:
     """With the bundle alone: the recipe, the data, the split, the seed, what it cost, how many parameters there are."""
     manifest = bundle.manifest
     recipe = Recipe.model_validate_json((runs[manifest.name] / "recipe.json").read_text())

@@ -30,6 +30,7 @@ from service.batcher import Batcher, Runner
 from service.settings import Settings
 
 Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
 NAMES = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-resnet")
 WITH_ATTENTION = NAMES[:3]
 WITH_CLASS_MAP = ("tiny-cct", "tiny-vit-mean", "tiny-resnet")
@@ -139,7 +140,8 @@ class Real:
         self.sizes: list[int] = []
         self.asked: list[tuple[str, ...]] = []
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
+        assert class_index is None
         self.sizes.append(len(pixels))
         self.asked.append(tuple(outputs))
         return dict(zip(outputs, self.session.run(list(outputs), {"pixel_values": pixels}), strict=True))
@@ -153,10 +155,10 @@ class Gated(Real):
         self.began = threading.Semaphore(0)
         self.go_on = threading.Event()
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
         self.began.release()
         assert self.go_on.wait(60)
-        return super().run(pixels, outputs)
+        return super().run(pixels, outputs, class_index)
 
 
 class Changed(Real):
@@ -166,8 +168,8 @@ class Changed(Real):
         super().__init__(bundle)
         self.change = change
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
-        return self.change(super().run(pixels, outputs))
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
+        return self.change(super().run(pixels, outputs, class_index))
 
 
 def put_runner(

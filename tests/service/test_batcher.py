@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from saccade.errors import DeadlineExceeded, InferenceFailed, InvalidImage, Overloaded
-from service.batcher import RUNNER, Batcher, Floats, Ran, Runner, _Rate
+from service.batcher import RUNNER, Batcher, Floats, Indices, Ran, Runner, _Rate
 from service.workers import Workers
 
 LATER = time.monotonic() + 3600
@@ -34,10 +34,12 @@ class Echo:
         self.began = threading.Semaphore(0)
         self.batches: list[list[float]] = []
         self.asked: list[tuple[str, ...]] = []
+        self.classes: list[list[list[int]] | None] = []
         self.failures: list[BaseException] = []
         self.rows = 0
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None) -> dict[str, Floats]:
+        self.classes.append(None if class_index is None else class_index.tolist())
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         self.asked.append(tuple(outputs))
         self.began.release()
@@ -76,14 +78,16 @@ class Counts:
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.sizes: list[int] = []
+        self.explained: list[int] = []
         self.seconds: list[float] = []
         self.hangs = 0
 
     def dropped(self, reason: Literal["left", "late"]) -> None:
         self.reasons.append(reason)
 
-    def ran(self, size: int, seconds: float) -> None:
+    def ran(self, size: int, seconds: float, classes: int) -> None:
         self.sizes.append(size)
+        self.explained.append(classes)
         self.seconds.append(seconds)
 
     def hung(self) -> None:
@@ -113,9 +117,14 @@ def batching(
 
 
 def submit(
-    batcher: Batcher[Picture, Ran[Picture]], number: float, *outputs: str, deadline: float = LATER
+    batcher: Batcher[Picture, Ran[Picture]],
+    number: float,
+    *outputs: str,
+    deadline: float = LATER,
+    class_index: tuple[int, ...] = (),
 ) -> "asyncio.Task[Ran[Picture]]":
-    return asyncio.create_task(batcher.run(lambda: image(number), outputs or ("logits",), same, deadline))
+    running = batcher.run(lambda: image(number), outputs or ("logits",), same, deadline, class_index=class_index)
+    return asyncio.create_task(running)
 
 
 async def reached(runner: Echo) -> None:
@@ -406,8 +415,8 @@ def test_a_run_without_an_output_is_a_failure() -> None:
     """As if the engine had raised."""
 
     class Forgetful(Echo):
-        def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
-            return super().run(pixels, outputs[:1])
+        def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None) -> dict[str, Floats]:
+            return super().run(pixels, outputs[:1], class_index)
 
     async def scene() -> None:
         with batching(Forgetful()) as batcher:
@@ -1121,9 +1130,9 @@ def test_what_comes_back_too_late_from_a_run_that_hung_disturbs_nobody() -> None
     class Noisy(Echo):
         ended = threading.Event()
 
-        def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
+        def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None) -> dict[str, Floats]:
             try:
-                return super().run(pixels, outputs)
+                return super().run(pixels, outputs, class_index)
             finally:
                 self.ended.set()
 

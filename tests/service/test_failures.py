@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from saccade.bundle import Bundle, open_bundle
-from service.batcher import Floats
+from service.batcher import Floats, Indices
 from tests.service.reference import Gated, Real, Scene
 
 
 class Failing(Real):
     """Raises in its first run."""
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
-        answers = super().run(pixels, outputs)
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
+        answers = super().run(pixels, outputs, class_index)
         if len(self.sizes) == 1:
             raise RuntimeError("the device is gone")
         return answers
@@ -33,8 +33,8 @@ class Spoiled(Real):
         super().__init__(bundle)
         self.rows = list(rows)
 
-    def run(self, pixels: Floats, outputs: Sequence[str]) -> dict[str, Floats]:
-        answers = super().run(pixels, outputs)
+    def run(self, pixels: Floats, outputs: Sequence[str], class_index: Indices | None = None) -> dict[str, Floats]:
+        answers = super().run(pixels, outputs, class_index)
         if len(self.sizes) == 1:
             answers["logits"][self.rows] = np.nan
         return answers
@@ -110,7 +110,7 @@ def test_retry_after_is_the_time_that_the_engine_really_needs(
             runner.go_on.set()
             assert [one.result().status_code for one in asked] == [200, 200]
             runner.go_on.clear()
-            seconds = scene.metric("saccade_run_seconds_sum")
+            seconds = scene.metric("saccade_run_seconds_sum", graph="model")
             asked = [threads.submit(scene.post) for _ in range(8)]
             scene.until("saccade_admitted_images", 8)
             refused = scene.post()

@@ -64,7 +64,7 @@ def test_callers_of_a_run_that_hangs_get_a_500_and_the_next_are_answered_by_a_ne
     assert works.sizes == [3]
     assert [scene.get(path).status_code for path in HEALTH] == [200, 200]
     assert scene.metric("saccade_images_total") == 3
-    assert scene.metric("saccade_batch_images_count") == 1
+    assert scene.metric("saccade_batch_images_count", graph="model") == 1
     assert scene.metric("saccade_admitted_images") == 0
 
 

@@ -80,14 +80,14 @@ def test_images_batches_and_steps_are_counted_a_model(serve: Start) -> None:
     ask(client, model="tiny-vit")
     assert value(client, "saccade_images_total", model="tiny-cct@1") == 4
     assert value(client, "saccade_images_total", model="tiny-vit@1") == 1
-    assert value(client, "saccade_batch_images_count", model="tiny-cct@1") == 4
-    assert value(client, "saccade_batch_images_sum", model="tiny-cct@1") == 4
+    assert value(client, "saccade_batch_images_count", model="tiny-cct@1", graph="model") == 4
+    assert value(client, "saccade_batch_images_sum", model="tiny-cct@1", graph="model") == 4
     steps = {dict(labels)["step"] for name, labels in samples(client) if name == "saccade_step_seconds_count"}
     assert steps == {"receive", "decode", "queue", "run", "encode"}
     for step in steps:
         assert value(client, "saccade_step_seconds_count", model="tiny-cct@1", step=step) == 4
         assert value(client, "saccade_step_seconds_count", model="tiny-vit@1", step=step) == 1
-    assert value(client, "saccade_run_seconds_count", model="tiny-cct@1") == 4
+    assert value(client, "saccade_run_seconds_count", model="tiny-cct@1", graph="model") == 4
 
 
 def test_the_times_of_the_steps_are_those_of_the_answers(serve: Start) -> None:
@@ -116,8 +116,8 @@ def test_what_could_happen_shows_as_zero_before_it_does(serve: Start) -> None:
             ("saccade_queue_images", {}),
             ("saccade_queue_age_seconds", {}),
             ("saccade_hung_runs_total", {}),
-            ("saccade_batch_images_count", {}),
-            ("saccade_run_seconds_count", {}),
+            ("saccade_batch_images_count", {"graph": "model"}),
+            ("saccade_run_seconds_count", {"graph": "model"}),
             ("saccade_dropped_images_total", {"reason": "left"}),
             ("saccade_dropped_images_total", {"reason": "late"}),
         ]:
@@ -141,16 +141,20 @@ def test_the_queue_shows_how_many_wait_and_for_how_long(models: Path) -> None:
             age = scene.metric("saccade_queue_age_seconds")
             assert age > 0
             assert scene.metric("saccade_queue_age_seconds") > age
-            assert scene.metric("saccade_batch_images_count") == 0
+            assert scene.metric("saccade_batch_images_count", graph="model") == 0
             runner.go_on.set()
             assert {one.result().status_code for one in asked} == {200}
         assert runner.sizes == [1, 4, 3]
         assert scene.metric("saccade_admitted_images") == 0
         assert (scene.metric("saccade_queue_images"), scene.metric("saccade_queue_age_seconds")) == (0, 0)
-        assert scene.metric("saccade_batch_images_count") == scene.metric("saccade_run_seconds_count") == 3
-        assert scene.metric("saccade_batch_images_sum") == scene.metric("saccade_images_total") == 8
+        assert (
+            scene.metric("saccade_batch_images_count", graph="model")
+            == scene.metric("saccade_run_seconds_count", graph="model")
+            == 3
+        )
+        assert scene.metric("saccade_batch_images_sum", graph="model") == scene.metric("saccade_images_total") == 8
         for bound, runs in (("1.0", 1), ("2.0", 1), ("4.0", 3), ("8.0", 3)):
-            assert scene.metric("saccade_batch_images_bucket", le=bound) == runs
+            assert scene.metric("saccade_batch_images_bucket", graph="model", le=bound) == runs
     finally:
         runner.go_on.set()
         scene.stop()
@@ -230,7 +234,7 @@ def test_an_answer_over_the_limit_is_no_image(serve: Start) -> None:
     query = {"attention": "last", "heads": "all", "decimals": 9}
     client = serve(max_response_bytes=len(serve().post("/v1/classify", params=query, content=PNG).content) - 500)
     assert client.post("/v1/classify", params=query, content=PNG).json()["code"] == "response_too_large"
-    assert value(client, "saccade_batch_images_sum", model="tiny-cct@1") == 1
+    assert value(client, "saccade_batch_images_sum", model="tiny-cct@1", graph="model") == 1
     assert value(client, "saccade_images_total", model="tiny-cct@1") == 0
 
 

@@ -162,7 +162,7 @@ def no_head(bundle: Path) -> str:
 def other_size(bundle: Path) -> str:
     opened = open_bundle(bundle)
     update_bundle(opened, {"preprocessing": {**opened.manifest.preprocessing.model_dump(), "height": 32}})
-    return r"pixel_values tensor\(float\) \['batch', 3, 16, 16\]; the manifest says .*\[batch, 3, 32, 16\]"
+    return r"pixel_values tensor\(float\) \[batch, 3, 16, 16\]; the manifest says .*\[batch, 3, 32, 16\]"
 
 
 def no_tolerance(bundle: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from export.explain.gradients.quantize import rounded
 from export.explain.gradients.rule import Rule, first
 from export.explain.tape import Tape
 from export.graph.nodes import describe, number, words
@@ -94,7 +95,10 @@ def _hard_swish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
 
 
 def _relu(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    return tape("Where", tape("Greater", node.inputs[0], 0.0), gradient, 0.0)
+    """By its result: ONNX Runtime makes one operator of a ReLU and the convolution or sum before it, unless somebody
+    else reads what is between.
+    """
+    return tape("Where", tape("Greater", rounded(node.outputs[0]), 0.0), gradient, 0.0)
 
 
 def _leaky_relu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
@@ -103,6 +107,26 @@ def _leaky_relu(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
 
 def _elu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
     return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, tape("Add", result, number(node, "alpha", 1.0)))
+
+
+def _celu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    """Of alpha (exp(x / alpha) - 1), below 0."""
+    below = tape("Add", tape("Mul", result, 1 / number(node, "alpha", 1.0)), 1.0)
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), 1.0, below)
+
+
+def _selu(tape: Tape, node: ir.Node, result: ir.Value) -> ir.Value:
+    """Of gamma x, and gamma alpha (exp(x) - 1) below 0."""
+    alpha, gamma = number(node, "alpha", 1.6732632423543772), number(node, "gamma", 1.0507009873554805)
+    return tape("Where", tape("Greater", node.inputs[0], 0.0), gamma, tape("Add", result, alpha * gamma))
+
+
+def _mish(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
+    """Of x t with t = tanh(softplus(x)): t + x (1 - t²) sigmoid(x)."""
+    data = node.inputs[0]
+    curve = tape("Tanh", tape("Softplus", data))
+    slope = tape("Mul", tape("Sub", 1.0, tape("Mul", curve, curve)), tape("Sigmoid", data))
+    return tape("Add", curve, tape("Mul", data, slope))
 
 
 def _softplus(tape: Tape, node: ir.Node, _: ir.Value) -> ir.Value:
@@ -177,11 +201,6 @@ def _dropout(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return gradient
 
 
-def _cast(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """Back to the type that was cast from."""
-    return tape("CastLike", gradient, node.inputs[0])
-
-
 RULES: dict[str, Rule] = {
     "Add": _broadcast(lambda _, __, ___, gradient: gradient),
     "Sum": _broadcast(lambda _, __, ___, gradient: gradient),
@@ -211,10 +230,13 @@ RULES: dict[str, Rule] = {
     "LeakyRelu": _unary(_leaky_relu),
     "PRelu": first(_prelu),
     "Elu": _unary(_elu),
+    "Celu": _unary(_celu),
+    "Selu": _unary(_selu),
+    "Mish": _unary(_mish),
     "Gelu": _unary(_gelu),
     "Clip": first(_clip),
     "Identity": first(_same),
     "Dropout": first(_dropout),
-    "Cast": first(_cast),
-    "CastLike": first(_cast),
+    "Cast": first(_same),
+    "CastLike": first(_same),
 }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from export.explain.gradients.rule import Rule, first
@@ -75,9 +76,17 @@ def _extreme(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return tape("Mul", tape("Div", kept, shares), chosen)
 
 
+def _cumulative(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """The same from the other end."""
+    (axis,) = tape.numbers(node, 1) or [0]
+    turned = {"exclusive": integer(node, "exclusive", 0), "reverse": 1 - integer(node, "reverse", 0)}
+    return tape("CumSum", gradient, np.array(axis % tape.rank(node.inputs[0]) + 1), **turned)
+
+
 RULES: dict[str, Rule] = {
     "ReduceSum": first(_spread),
     "ReduceMean": first(_mean),
+    "CumSum": first(_cumulative),
     "GlobalAveragePool": first(_mean),
     "ReduceL1": first(_times(_l1)),
     "ReduceL2": first(_l2),

@@ -124,16 +124,6 @@ def _added(tape: Tape, gradient: ir.Value, axis: int, length: int, places: NDArr
     return total
 
 
-def _gather_elements(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """Each number is added back where it came from, which the picture may decide."""
-    data, places = node.inputs
-    axis = integer(node, "axis", 0) % tape.rank(data)
-    assert data is not None
-    zeros = tape("Expand", 0.0, tape("Concat", tape.k, tape("Shape", data), axis=0))
-    again = tape("Expand", places, tape("Shape", gradient))
-    return tape("ScatterElements", zeros, again, gradient, axis=axis + 1, reduction="add")
-
-
 def _pad(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """The same with its lengths negated, which cuts off what was added and puts zeros where something was cut off."""
     if words(node, "mode", "constant") != "constant":
@@ -162,6 +152,20 @@ def _tile(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return tape("ReduceSum", apart, [2 * axis + 1 for axis in range(len(shape))], keepdims=0)
 
 
+def _depth_to_space(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """Each block of pixels back into the channels, whose order its mode says."""
+    data, size = node.inputs[0], integer(node, "blocksize", 1)
+    channels, rows, columns = tape.lengths(data, 1)
+    apart = tape("Reshape", gradient, [-1, channels // size**2, rows, size, columns, size])
+    order = [0, 3, 5, 1, 2, 4] if words(node, "mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return tape.unfold(tape("Transpose", apart, perm=order), data)
+
+
+def _space_to_depth(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    folded = tape.fold(gradient, node.outputs[0])
+    return tape.unfold(tape("DepthToSpace", folded, blocksize=integer(node, "blocksize", 1)), node.inputs[0])
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), first(_layout)),
     "Transpose": first(_transpose),
@@ -170,7 +174,8 @@ RULES: dict[str, Rule] = {
     "Split": first(_split),
     "Slice": first(_slice),
     "Gather": first(_gather),
-    "GatherElements": first(_gather_elements),
     "Pad": first(_pad),
     "Tile": first(_tile),
+    "DepthToSpace": first(_depth_to_space),
+    "SpaceToDepth": first(_space_to_depth),
 }

@@ -98,6 +98,9 @@ CASES: dict[str, Case] = {
     "LeakyRelu": unary("LeakyRelu<alpha: float = 0.25>(x)", lambda x: F.leaky_relu(x, 0.25)),
     "PRelu": Case("y = PRelu(x, s)", X, lambda x: torch.where(x > 0, x, double(SCALE) * x), {"s": SCALE}),
     "Elu": unary("Elu<alpha: float = 0.5>(x)", lambda x: F.elu(x, 0.5)),
+    "Celu": unary("Celu<alpha: float = 0.5>(x)", lambda x: F.celu(x, 0.5)),
+    "Selu": unary("Selu(x)", F.selu),
+    "Mish": unary("Mish(x)", F.mish),
     "Gelu": unary("Gelu(x)", F.gelu),
     "Gelu by tanh": unary('Gelu<approximate: string = "tanh">(x)', lambda x: F.gelu(x, approximate="tanh")),
     "Gelu, taken apart": Case(
@@ -183,6 +186,55 @@ CASES: dict[str, Case] = {
     "GatherElements, by the picture": Case(
         "i = ArgMax<axis: int = 1>(x)\ny = GatherElements<axis: int = 1>(x, i)", X, lambda x: x.amax(1, True),
     ),
+    "TopK": Case(
+        "y, i = TopK<axis: int = 1>(x, k)", {"x": ("n", 5, 4)}, lambda x: x.topk(2, 1).values, {"k": np.array([2])},
+    ),
+    "TopK, the least, and where they are": Case(
+        "t = Tanh(x)\nv, i = TopK<largest: int = 0>(t, k)\ng = GatherElements<axis: int = 2>(x, i)\ny = Mul(g, v)", X,
+        lambda x: x.topk(2, 2, largest=False).values * x.tanh().topk(2, 2, largest=False).values,
+        {"k": np.array([2])},
+    ),
+    "GatherND": Case(
+        "t = Transpose<perm: ints = [1, 2, 0]>(x)\ny = GatherND(t, i)", X,
+        lambda x: x.permute(1, 2, 0)[[2, 0, 2], [1, 3, 1]], {"i": np.array([[2, 1], [0, 3], [2, 1]])},
+    ),
+    "GatherND, rows": Case(
+        "t = Transpose<perm: ints = [1, 2, 0]>(x)\ny = GatherND(t, i)", X,
+        lambda x: x.permute(1, 2, 0)[torch.tensor([[2, 0], [1, 0]])], {"i": np.array([[[2], [0]], [[1], [0]]])},
+    ),
+    "ScatterND": Case(
+        "t = Transpose<perm: ints = [1, 2, 0]>(x)\ny = ScatterND(t, i, w)", {**X, "w": (2, "n")},
+        lambda x, w: x.permute(1, 2, 0).index_put((torch.tensor([2, 0]), torch.tensor([1, 3])), w),
+        {"i": np.array([[2, 1], [0, 3]])},
+    ),
+    "ScatterND, added": Case(
+        'y = ScatterND<reduction: string = "add">(x, i, w)', {"x": (3, 4), "w": (2, 4)},
+        lambda x, w: x.index_add(0, torch.tensor([1, 1]), w), {"i": np.array([[1], [1]])},
+    ),
+    "ScatterElements": Case(
+        "y = ScatterElements<axis: int = 1>(x, i, w)", {"x": (2, 3), "w": (2, 2)},
+        lambda x, w: x.scatter(1, torch.tensor([[2, 0], [1, 2]]), w), {"i": np.array([[2, 0], [1, 2]])},
+    ),
+    "ScatterElements, some rows only": Case(
+        "y = ScatterElements<axis: int = -1>(x, i, w)", {"x": (2, 3), "w": (1, 2)},
+        lambda x, w: x.scatter(1, torch.tensor([[2, 0]]), w), {"i": np.array([[2, 0]])},
+    ),
+    "ScatterElements, added": Case(
+        'y = ScatterElements<axis: int = 1, reduction: string = "add">(x, i, w)', {"x": (2, 3), "w": (2, 2)},
+        lambda x, w: x.scatter_add(1, torch.tensor([[2, 2], [1, 0]]), w), {"i": np.array([[2, 2], [1, 0]])},
+    ),
+    "DepthToSpace": Case(
+        "y = DepthToSpace<blocksize: int = 2>(x)", {"x": ("n", 8, 2, 3)},
+        lambda x: F.pixel_shuffle(x.unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2), 2),
+    ),
+    "DepthToSpace, channels outside": Case(
+        'y = DepthToSpace<blocksize: int = 2, mode: string = "CRD">(x)', {"x": ("n", 8, 2, 3)},
+        lambda x: F.pixel_shuffle(x, 2),
+    ),
+    "SpaceToDepth": Case(
+        "y = SpaceToDepth<blocksize: int = 2>(x)", {"x": ("n", 2, 4, 6)},
+        lambda x: F.pixel_unshuffle(x, 2).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),
+    ),
     "parts side by side, with a gap": Case(
         "a = Gather<axis: int = 1>(x, i)\nb = Slice(x, s, e, one)\nu = Unsqueeze(a, one)\nm = Mul(u, b)\n"
         "y = Add(m, b)", PICTURE, lambda x: x[:, :1] * x[:, 2:3] + x[:, 2:3],
@@ -218,6 +270,11 @@ CASES: dict[str, Case] = {
     "ReduceMean": Case("y = ReduceMean(x, a)", PICTURE, lambda x: x.mean((2, 3), True), {"a": np.array([-2, -1])}),
     "ReduceMean, gone": Case(
         "y = ReduceMean<keepdims: int = 0>(x, a)", PICTURE, lambda x: x.mean((1, 3)), {"a": np.array([3, 1])},
+    ),
+    "CumSum": Case("y = CumSum(x, a)", X, lambda x: x.cumsum(1), {"a": np.array(1)}),
+    "CumSum, backwards, without itself": Case(
+        "y = CumSum<exclusive: int = 1, reverse: int = 1>(x, a)", X, lambda x: x.flip(2).cumsum(2).flip(2) - x,
+        {"a": np.array(-1)},
     ),
     "ReduceL1": Case("y = ReduceL1(x, a)", X, lambda x: x.abs().sum(2, True), {"a": np.array([2])}),
     "ReduceL2": Case("y = ReduceL2<keepdims: int = 0>(x, a)", X, lambda x: x.norm(dim=2), {"a": np.array([2])}),

@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 
 from export.explain.build import write_relevance
-from export.explain.gate import SWITCHES
 from export.explain.relevance import CLASS_INDEX, TOP
 from export.names import INPUT
 from export.runtime import open_graph
 from saccade.bundle import RELEVANCE, Bundle, open_bundle
 from saccade.errors import BundleError
+from saccade.manifest import SWITCHES
 from tests.conftest import NETS
 from tests.export.explain.test_relevance import noise
 

@@ -19,8 +19,7 @@ from export.explain.build import write_relevance
 from export.explain.check import check_gradients
 from export.explain.differentiate import differentiate
 from export.explain.legrad import add_legrad
-from export.explain.gate import SWITCHES
-from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, LEGRAD, RELEVANCE, TOP, add_relevance
+from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, LEGRAD, RELEVANCE, TOP, Classifier, add_relevance
 from export.explain.source import source_of
 from export.graph.attention import find
 from export.graph.geometry import layer_of
@@ -30,7 +29,7 @@ from export.graph.places import Places
 from export.names import INPUT, attention_output
 from export.reference import rebuild
 from saccade.bundle import open_bundle
-from saccade.manifest import AttentionLayer, Pooling
+from saccade.manifest import SWITCHES, AttentionLayer, Pooling
 from tests.export import families
 from tests.export.explain import more_families
 from tests.export.explain.autograd import Probabilities
@@ -174,7 +173,7 @@ def test_a_model_without_a_residual_stream_has_the_other_maps(models: Path) -> N
         minus.outputs[0].name = f"minus_{node.name}"
         model.graph.insert_before(node, [minus, difference])
         replace(model, node, difference.outputs)
-    added = add_relevance(model, bundle.manifest)
+    added = add_relevance(model, Classifier.of(model, bundle.manifest))
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
     assert added.why_not[LEGRAD] == "the graph has no sum behind attention_00 that ends a block"
     assert [value.name for value in model.graph.outputs][-2:] == [RELEVANCE, GRAD_ATTENTION]

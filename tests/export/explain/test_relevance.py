@@ -11,7 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, GRAD_CAM, RELEVANCE, TOP, add_relevance, possible
+from export.explain.relevance import (
+    CLASS_INDEX,
+    GRAD_ATTENTION,
+    GRAD_CAM,
+    RELEVANCE,
+    TOP,
+    Classifier,
+    add_relevance,
+    possible,
+)
 from export.names import INPUT
 from export.nets import Net
 from export.reference import rebuild
@@ -23,10 +32,15 @@ WITH_RELEVANCE = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-hybrid")
 WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
 
 
+def maps_possible(bundle: Bundle) -> tuple[str, ...]:
+    return possible(bundle.manifest.attention, bundle.manifest.pooling)[0]
+
+
 def explained(bundle: Bundle) -> onnxruntime.InferenceSession:
     """The bundle's graph with the maps, its weights within."""
     model = ir.load(bundle.graph)
-    assert add_relevance(model, bundle.manifest).maps.names == possible(bundle.manifest)[0]
+    added = add_relevance(model, Classifier.of(model, bundle.manifest))
+    assert added.maps.names == maps_possible(bundle)
     for value in model.graph.initializers.values():
         assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
@@ -98,7 +112,7 @@ def test_without_attention_there_is_grad_cam_and_it_is_the_class_map(models: Pat
     scale; of every class.
     """
     bundle = open_bundle(models / name / "1")
-    assert possible(bundle.manifest)[0] == (GRAD_CAM,)
+    assert maps_possible(bundle) == (GRAD_CAM,)
     session, net, pixels = explained(bundle), rebuild(bundle).double().eval(), noise(bundle, 3)
     labels = len(bundle.manifest.labels)
     seen = maps_of(session, pixels, np.tile(np.arange(labels), (3, 1)))[GRAD_CAM]
@@ -120,7 +134,7 @@ def test_the_top_class_is_found_in_the_graph(models: Path, name: str) -> None:
     seen = maps_of(session, pixels, np.tile([TOP, 3], (4, 1)))
     top = plain["logits"].argmax(1)
     named = maps_of(session, pixels, np.stack([top, np.full(4, 3)], 1))
-    for output in possible(bundle.manifest)[0]:
+    for output in maps_possible(bundle):
         np.testing.assert_array_equal(seen[output], named[output])
         assert np.isfinite(seen[output]).all()
         assert np.abs(seen[output]).max() > 0
@@ -137,7 +151,7 @@ def test_classes_are_found_by_their_rank(models: Path, name: str) -> None:
     ranks = np.array([[-1, -2, 4, -10], [-3, 0, -1, -1], [9, -10, -9, -2]])
     named = np.where(ranks < 0, np.take_along_axis(order, np.maximum(-ranks - 1, 0), axis=1), ranks)
     seen, expected = maps_of(session, pixels, ranks), maps_of(session, pixels, named)
-    for output in possible(bundle.manifest)[0]:
+    for output in maps_possible(bundle):
         np.testing.assert_array_equal(seen[output], expected[output])
 
 

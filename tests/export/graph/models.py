@@ -86,6 +86,37 @@ class BertBlock(Block):
         return x + self.mlp(self.norm2(x))
 
 
+class PostNormBlock(Block):
+    """Post-norm, with LayerScale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale1, self.scale2 = (nn.Parameter(0.5 * torch.ones(WIDTH)) for _ in range(2))
+
+    def forward(self, x: Tensor, owner: Classifier, mask: Tensor | None = None) -> Tensor:
+        query, key, value = (heads_of(projection(x)) for projection in (self.query, self.key, self.value))
+        attended, weights = attend(query, key, value)
+        owner.seen.append(weights)
+        x = self.norm1(x + self.scale1 * self.out(attended.transpose(1, 2).flatten(2)))
+        return self.norm2(x + self.scale2 * self.mlp(x))
+
+
+class MaskedBlock(Block):
+    """Exported as scaled_dot_product_attention, which gets a mask of truths; in eager mode its formula."""
+
+    def forward(self, x: Tensor, owner: Classifier, mask: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        query, key, value = (heads_of(projection(y)) for projection in (self.query, self.key, self.value))
+        if torch.compiler.is_exporting():
+            attended = F.scaled_dot_product_attention(query, key, value, mask)
+        else:
+            assert mask is not None
+            attended, weights = attend(query, key, value, torch.where(mask, 0.0, -torch.inf)[None, None])
+            owner.seen.append(weights)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
 class Vit(Classifier):
     """Special tokens first; `read` says how the head reads."""
 
@@ -126,6 +157,30 @@ class BertVit(Vit):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(BertBlock() for _ in range(2))
+
+
+class PostNormVit(Vit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PostNormBlock() for _ in range(2))
+        self.norm = nn.Identity()
+
+
+class MaskedVit(Vit):
+    """No token looks at those 20 places or more behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MaskedBlock() for _ in range(2))
+        self.register_buffer("mask", torch.arange(25)[:, None] > torch.arange(25)[None] - 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin()
+        patches = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), patches], 1) + self.position
+        for block in self.blocks:
+            x = block(x, self, self.mask)
+        return self.read(self.norm(x))
 
 
 class PooledVit(Vit):

@@ -68,6 +68,15 @@ CONV = {"chw": np.array([1, 3, 4, 4]), "k": constant(5, 3, 3, 3, seed=1), "kb": 
 MASK = np.arange(TOKENS)[:, None] >= np.arange(TOKENS)[None] - 2
 
 CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]], list[str], int]] = {
+    "GroupNormalization of opset 18": (
+        [standard("GroupNormalization", ["x", "by_group", "by_group_too"], ["y"], num_groups=3, epsilon=0.01)],
+        {"by_group": constant(3, seed=1), "by_group_too": constant(3, seed=2)}, ["y"], 20,
+    ),
+    "GroupNormalization of opset 21": (
+        [helper.make_node("Reshape", ["x", "planes"], ["channels"], name="planes"),
+         standard("GroupNormalization", ["channels", "gamma", "beta"], ["y"], num_groups=2)],
+        {**NORM, "planes": np.array([1, WIDTH, 2, 3])}, ["y"], 21,
+    ),
     "Attention, 4-D": ([*TO_HEADS, standard("Attention", ["heads", "heads", "heads"], ["y"])], BY_HEAD, ["y"], 23),
     "Attention, 3-D, scaled": (
         [standard("Attention", ["x", "x", "x"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS, scale=0.3)],

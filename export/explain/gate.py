@@ -30,7 +30,9 @@ def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
     """Moves what only these outputs hang on, float32 of (batch, k, patches), into a branch."""
     others = set().union(*(behind(model, value) for value in model.graph.outputs if value not in outputs))
     wanted = set().union(*(behind(model, value) for value in outputs))
-    nodes = [node for node in model.graph if wanted.intersection(node.outputs) and not others.intersection(node.outputs)]
+    nodes = [
+        node for node in model.graph if wanted.intersection(node.outputs) and not others.intersection(node.outputs)
+    ]
     switch = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(switch)
 
@@ -38,7 +40,9 @@ def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
     nothing = []
     for value, chosen in zip(outputs, choice.outputs, strict=True):
         assert value.shape is not None
-        empty = ir.tensor(np.zeros((0, 0, value.shape[2]), np.float32))
+        patches = value.shape[2]
+        assert isinstance(patches, int)
+        empty = ir.tensor(np.zeros((0, 0, patches), np.float32))
         nothing.append(ir.node("Constant", [], {"value": empty}, name=f"no_{value.name}"))
         nothing[-1].outputs[0].name = f"no_{value.name}"
         chosen.name, chosen.shape, chosen.type = value.name, value.shape, value.type

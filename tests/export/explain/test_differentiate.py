@@ -127,12 +127,12 @@ def test_a_wrong_gradient_is_found_and_named() -> None:
     first, *rest = result
     wrong = ir.node("Mul", [result[first], ir.Value(name="factor", const_value=ir.tensor(np.float32(1.00001)))])
     model.graph.append(wrong)
+    derivative = Derivative(logits, seed, {first: wrong.outputs[0], **{one: result[one] for one in rest}})
     try:
         with pytest.raises(
             BundleError, match=f"by {first.name!r} of Softmax .* is off by 1[.0-9]*e-05 of finite differences"
         ):
-            others = {one: result[one] for one in rest}
-            check_gradients(model, [Derivative(logits, seed, {first: wrong.outputs[0], **others})])
+            check_gradients(model, [derivative])
     finally:
         model.graph.remove(wrong)
 

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from export.graph.narrow import narrow
 from export.graph.nodes import replace
 from export.graph.places import Places
 from export.names import INPUT, attention_output
+from export.nets import Net
 from export.reference import rebuild
 from saccade.bundle import open_bundle
 from saccade.manifest import SWITCHES, AttentionLayer, Pooling
@@ -88,6 +90,11 @@ def assert_close(seen: NDArray[np.float32], expected: NDArray[np.float64]) -> No
     assert (np.abs(seen - expected).max(-1) <= 1e-4 * expected.max(-1)).all()
 
 
+def logits_and_attention(net: Net, pixels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    seen = net.explain(pixels)
+    return seen.logits, seen.attention
+
+
 @pytest.mark.parametrize("name", WITH_RELEVANCE)
 def test_every_class_has_the_map_of_float64_autograd(models: Path, name: str) -> None:
     """For batches of 1, 2 and 5, all classes in one run. Of layers on several grids those on the last one count."""
@@ -100,11 +107,7 @@ def test_every_class_has_the_map_of_float64_autograd(models: Path, name: str) ->
     assert pooling is not None
     for count in (1, 2, 5):
         pixels = noise(bundle, count)
-
-        def model(pixels: Tensor = torch.from_numpy(pixels).double()) -> tuple[Tensor, Sequence[Tensor]]:
-            seen = net.explain(pixels)
-            return seen.logits, seen.attention
-
+        model = partial(logits_and_attention, net, torch.from_numpy(pixels).double())
         seen = maps_of(session, pixels, np.tile(np.arange(len(manifest.labels)), (count, 1)))[LEGRAD]
         expected = by_autograd(model, blocks, layers, class_token=pooling.kind == "class_token")
         assert_close(seen.swapaxes(0, 1), expected[..., last.patch_slice])

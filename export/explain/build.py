@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
+from export.explain.gate import gate_maps
 from export.explain.relevance import Classifier, add_relevance, possible
 from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
@@ -69,5 +70,6 @@ def made_again(bundle: Bundle) -> bytes:
 
 
 def _content(model: ir.Model) -> bytes:
+    gate_maps(model)
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return content

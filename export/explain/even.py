@@ -1,4 +1,4 @@
-"""A gradient that is the same for every token, as that of their mean is: it is carried as one token as far as it goes."""
+"""A gradient that is the same for every token, as that of their mean is: carried as one token as far as it goes."""
 
 from collections.abc import Callable, Collection
 
@@ -45,13 +45,9 @@ class Even:
             return None
         if node.op_type in _SAME or (node.op_type == "Add" and all(self._alike(one, result) for one in moved)):
             return {one: lambda: gradient for one in moved}
-        if len(moved) != 1 or len(node.inputs) != 2 or node.inputs[0] is not moved[0]:
-            return None
-        other = node.inputs[1]
+        other = node.inputs[1] if len(node.inputs) == 2 and [node.inputs[0]] == moved else None
         constant = self._places.constant(other)
-        assert other is not None
-        last = len(shape) - 1
-        if constant is None or last in self._axes:
+        if other is None or constant is None or len(shape) - 1 in self._axes:
             return None
         if node.op_type == "MatMul" and constant.ndim == 2:
             return {moved[0]: lambda: self._by_weight(gradient, other, constant.shape[0])}

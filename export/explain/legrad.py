@@ -1,4 +1,4 @@
-"""LeGrad (Bousselham et al., ICCV 2025, https://arxiv.org/abs/2404.03214): what each layer's attention does for a class.
+"""LeGrad (Bousselham et al., ICCV 2025, https://arxiv.org/abs/2404.03214): what each layer does for a class.
 
 The classifier is asked after each block l: s_l is the class's logit that it gives for the mean of the tokens there (all
 of them, special ones included). A layer's part of the map is (d s_l / d A_l)+, the mean over its heads and queries; the
@@ -48,7 +48,7 @@ def add_legrad(
 
     Raises BundleError where the graph has no residual stream with a classifier behind it that could be asked earlier.
     """
-    logits, seed = classes
+    logits, _ = classes
     tokens_read = pooling.kind in ("class_token", "class_and_distillation")
     found: dict[ir.Value, ir.Value] = {}
     derivatives: list[Derivative] = []
@@ -88,7 +88,7 @@ def _of_blocks(
     by_means = differentiate(model, {answers: repeated}, [stacked])[stacked]
 
     add = Adder(model)
-    scaled = add("Mul", by_means, add.number(1 / stream.count))
+    scaled = add("Mul", by_means, add.number(1 / stream.length))
     if count > 1:
         add("Split", scaled, axis=1, num_outputs=count)
     each = [scaled] if count == 1 else [add.output(add.made[-1], place) for place in range(count)]

@@ -10,9 +10,9 @@ the evidence of its weights w, (dw * w)+, a layer of attention of one row. What 
 before any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence
 stays.
 
-*grad_attention*: the same of the last layer alone, r E. *legrad*: see `legrad`. *grad_cam* (Selvaraju et al., ICCV 2017,
-https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by the
-mean of its gradient, summed, and what is positive of it.
+*grad_attention*: the same of the last layer alone, r E. *legrad*: see `legrad`. *grad_cam* (Selvaraju et al., ICCV
+2017, https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by
+the mean of its gradient, summed, and what is positive of it.
 
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
@@ -87,8 +87,8 @@ class Explained(NamedTuple):
 def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
     in place; what the graph gave it still gives. Of these LeGrad may be missing, for a reason that is given, where the
-    graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down to
-    minus the number of classes) stops the run.
+    graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down
+    to minus the number of classes) stops the run.
 
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.

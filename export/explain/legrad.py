@@ -19,6 +19,7 @@ import onnx_ir as ir
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
 from export.explain.even import Even
+from export.explain.gradients.quantize import rounded
 from export.explain.known import other_floats
 from export.explain.source import Source, behind, laid_out
 from export.explain.stream import Stream, classify, stream_of
@@ -109,7 +110,7 @@ def _of_blocks(
 
 def _mean(add: Adder, value: ir.Value, stream: Stream, others: Collection[ir.Value]) -> ir.Value:
     """Of the tokens, as one; of the type that the classifier takes."""
-    mean = add("ReduceMean", value, list(stream.axes), keepdims=1)
+    mean = add("ReduceMean", rounded(value), list(stream.axes), keepdims=1)
     return mean if (value in others) == (stream.last in others) else add("CastLike", mean, stream.last)
 
 

@@ -17,7 +17,7 @@ the mean of its gradient, summed, and what is positive of it.
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from onnx_ir.passes import common
 
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
-from export.explain.known import Known, other_floats
+from export.explain.known import Known, other_floats, widened
 from export.explain.legrad import add_legrad
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
@@ -97,7 +97,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
-    places, narrow, logits = _places(model), other_floats(model), classifier.logits
+    places, others, logits = _places(model), other_floats(model), classifier.logits
     seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
@@ -106,7 +106,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
             raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, {logits: seed}, [features])
         add = Adder(model)
-        summed = _grad_cam(add, _wide(add, features, narrow), gradients[features])
+        summed = _grad_cam(add, widened(add, features, others), gradients[features])
         _output(add, model, GRAD_CAM, summed, slice(0, rows * columns))
         derivatives = [Derivative(logits, seed, gradients)]
         return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
@@ -118,7 +118,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     gradients = differentiate(model, {logits: seed}, [one.value for one in wanted])
     derivatives = [Derivative(logits, seed, gradients)]
     add, patches = Adder(model), layers[-1].patch_slice
-    positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+    positive = {one.value: add("Relu", add("Mul", gradients[one.value], widened(add, one.value, others)))
                 for one in wanted}  # fmt: skip
     for name, row in _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive).items():
         _output(add, model, name, row, patches)
@@ -223,11 +223,6 @@ def _by_layers(
 def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
     """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
     return laid_out(add, positive[source.value], source.layout)
-
-
-def _wide(add: Adder, value: ir.Value, narrow: Collection[ir.Value]) -> ir.Value:
-    """In float32, as gradients are."""
-    return add("Cast", value, to=ir.DataType.FLOAT) if value in narrow else value
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

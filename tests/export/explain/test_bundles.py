@@ -160,6 +160,7 @@ def test_a_changed_relevance_file_is_found(copy: Callable[[str], Bundle]) -> Non
     last = branch.outputs[0].producer()
     assert last is not None
     root = ir.node("Sqrt", [last.inputs[0]])
+    root.outputs[0].name = "root"
     branch.insert_before(last, root)
     last.replace_input_with(0, root.outputs[0])
     ir.save(model, bundle.relevance)

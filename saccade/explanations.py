@@ -33,6 +33,8 @@ _OF_A_FILE, _OF_A_BUNDLE = ("logits", "grid", "size", "out"), ("models", "from_t
 def relevance(options: argparse.Namespace) -> None:
     """Adds maps of what argued for any class asked for, to an ONNX file of anybody's or to a bundle."""
     is_file = options.source.endswith(".onnx")
+    if not is_file and Path(options.source).is_file():
+        raise DataError(f"{options.source} is a file and does not end in .onnx: give ONNX, or a bundle")
     for name in _OF_A_BUNDLE if is_file else _OF_A_FILE:
         if getattr(options, name) is not None:
             kind = "an ONNX file" if is_file else "a bundle"

@@ -1,6 +1,6 @@
 """What maps of the gradient cost those who do not ask for them, and those who do, in a running service.
 
-    python -m benchmarks.relevance [--rounds 7] [--seconds 5] [--callers 16] [--works cct vit-ti]
+    python -m benchmarks.relevance_service [--rounds 7] [--seconds 5] [--callers 16] [--works cct vit-ti]
 
 In pairs. Labels from a service whose relevance.onnx is open, against one with SACCADE_RELEVANCE=off. A single caller
 with `maps=relevance`, for one class and for five, against labels. And how long labels take while as many callers again

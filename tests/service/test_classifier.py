@@ -437,8 +437,8 @@ def neighbours(name: str) -> list[tuple[bytes, dict[str, Any]]]:
 def test_a_picture_is_answered_the_same_alone_and_in_one_batch_with_fifteen_others(
     models: Path, references: dict[str, tuple[Bundle, Eager]], name: str, place: int
 ) -> None:
-    """Through the whole service: scores, maps of the forward pass and attention within 1e-5, whoever the neighbours are and whatever they
-    want; and all of it is what the net itself says of the picture.
+    """Through the whole service: scores, maps of the forward pass and attention within 1e-5, whoever the neighbours are
+    and whatever they want; and all of it is what the net itself says of the picture.
     """
     bundle, reference = references[name]
     available = offered(bundle.manifest, gradients=False)

@@ -74,7 +74,8 @@ class OnnxRunner:
         """(n, 3, H, W) -> the outputs named, each with n first; with `class_index` (n, k) those of relevance.onnx. Lets
         go of the GIL.
         """
-        session, feed = self._session, {"pixel_values": pixels}  # type: tuple[Any, dict[str, NDArray[Any]]]
+        session = self._session
+        feed: dict[str, NDArray[Any]] = {"pixel_values": pixels}
         self._explains = class_index is not None
         if class_index is not None:
             assert self._explaining is not None
@@ -206,8 +207,8 @@ def check_interface(
 
 def _takes(seen: tuple[str, list[Any]], said: tuple[str, list[int | str]]) -> bool:
     """Axes of a fixed length have it, and the others have none."""
-    lengths = ([one if isinstance(one, int) else None for one in shape] for _, shape in (seen, said))
-    return seen[0] == said[0] and next(lengths) == next(lengths)
+    lengths = [[one if isinstance(one, int) else None for one in shape] for _, shape in (seen, said)]
+    return seen[0] == said[0] and lengths[0] == lengths[1]
 
 
 def _check_shape(manifest: Manifest, name: str, seen: Sequence[object], expected: Sequence[int | None]) -> None:

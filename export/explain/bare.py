@@ -57,7 +57,7 @@ def explain_file(
     graph = _prepared(model, logits, size)
     graph.model.metadata_props.update(metadata)
     seen, explained = _explained(graph, path.name, grid)
-    error = check_gradients(graph.model, explained.seeds, explained.gradients)
+    error = check_gradients(graph.model, explained.derivatives)
     written = write_beside(graph.model, path, out, [value.name or "" for value in graph.theirs])
     return [*_table(seen, explained), *graph.said, *_proved(error, written), *_use(graph, out, written)]
 
@@ -140,7 +140,7 @@ def _table(seen: Seen, explained: Explained) -> list[str]:
             used = "yes"
         rows.append((*cells(row)[:4], used))
     pooling = None if seen.reading is None else seen.reading.pooling
-    of = "" if maps.layers else f", of {said(next(iter(explained.gradients)))}"
+    of = "" if maps.layers else f", of {said(next(iter(explained.derivatives[0].gradients)))}"
     return [
         *(aligned(rows) if seen.rows else ["attention: none was found"]),
         *([f"logits read the tokens by: {read_by(seen.layers, pooling)}"] if seen.layers else []),

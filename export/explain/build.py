@@ -52,7 +52,7 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     model = ir.load(bundle.graph)
     explained = add_relevance(model, Classifier.of(model, bundle.manifest))
     try:
-        check_gradients(model, explained.seeds, explained.gradients)
+        check_gradients(model, explained.derivatives)
         ir.save(model, folder / RELEVANCE)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error

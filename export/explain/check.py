@@ -1,6 +1,6 @@
 """A differentiated graph is held to finite differences in float64, through onnx's own evaluator: no PyTorch needed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +25,51 @@ _LOUDER = 1e3
 _BATCH, _CLASSES = 2, 2
 
 
-def check_gradients(
-    model: ir.Model, seeds: Mapping[ir.Value, ir.Value], gradients: Mapping[ir.Value, ir.Value], *, seed: int = 0
-) -> float:
-    """The largest relative error seen. `seeds` and `gradients` are those of `differentiate`, of one value of logits.
+class Derivative(NamedTuple):
+    """Gradients of a value, as a graph has them."""
 
-    Two pictures of noise, and for each its top class and another, chosen by `seed`. All wanted values are changed
-    together, each along a random direction, and the change of the logits is held to the sum of the inner products of
-    direction and gradient. Nothing is rounded to 8 bits but weights, for rounding is a staircase. Raises BundleError
-    where one is off, naming the value that is.
+    value: ir.Value
+    """(parts * batch, classes), as the logits are, with one part."""
+    seed: ir.Value
+    """(k, batch, classes)."""
+    gradients: Mapping[ir.Value, ir.Value]
+    """Value of shape (batch, …) -> (k, batch, …): d sum(seed * that part of the value) / d value."""
+    part: int = 0
+    parts: int = 1
+    fixed: Collection[ir.Value] = ()
+    """What these give counts as it is, whatever changes before them."""
+
+
+def check_gradients(model: ir.Model, derivatives: Sequence[Derivative], *, seed: int = 0) -> float:
+    """The largest relative error seen.
+
+    Two pictures of noise, and for each its top class and another, chosen by `seed`. For each derivative, all that it is
+    taken by is changed together, each along a random direction, and the change of its value is held to the sum of the
+    inner products of direction and gradient. Nothing is rounded to 8 bits but weights, for rounding is a staircase.
+    Raises BundleError where one is off, naming the value that is.
     """
-    ((logits, asked),) = seeds.items()
     generator = np.random.default_rng(seed)
+    graph, pixels = Float64(model, straight=True), model.graph.inputs[0]
+    assert pixels.shape is not None
+    size = [length for length in pixels.shape[1:] if isinstance(length, int)]
+    wanted = dict.fromkeys(value for one in derivatives for value in (one.value, *one.gradients))
+    draws: list[Values] = []
+
+    def values(draw: int) -> Values:
+        if draw == len(draws):
+            pictures = generator.standard_normal((_BATCH, *size))
+            draws.append(graph.run({pixels: pictures}, wanted, keep=True))
+        return draws[draw]
+
+    return max(
+        _checked(one, (_Check(model, graph, values(draw), one, generator) for draw in range(_DRAWS)))
+        for one in derivatives
+    )
+
+
+def _checked(derivative: Derivative, draws: Iterable["_Check"]) -> float:
     worst, done = 0.0, 0
-    for _ in range(_DRAWS):
-        check = _Check(model, logits, asked, gradients, generator)
+    for check in draws:
         for _ in range(_ATTEMPTS):
             error = check.direction()
             if error is not None:
@@ -48,8 +78,8 @@ def check_gradients(
                 return worst
     tried = _DRAWS * _ATTEMPTS
     raise BundleError(
-        f"the gradients of {logits.name} could not be checked: {tried - done} of {tried} directions lead over a kink, "
-        "where no derivative is"
+        f"the gradients of {derivative.value.name} could not be checked: {tried - done} of {tried} directions lead "
+        "over a kink, where no derivative is"
     )
 
 
@@ -64,34 +94,30 @@ class _Check:
     def __init__(
         self,
         model: ir.Model,
-        logits: ir.Value,
-        asked: ir.Value,
-        gradients: Mapping[ir.Value, ir.Value],
+        graph: Float64,
+        values: Values,
+        derivative: Derivative,
         generator: np.random.Generator,
     ) -> None:
-        self._graph, self._logits, self._generator = Float64(model, straight=True), logits, generator
-        pixels = model.graph.inputs[0]
-        assert pixels.shape is not None
-        size = [length for length in pixels.shape[1:] if isinstance(length, int)]
-        pictures = generator.standard_normal((_BATCH, *size))
-        values = self._graph.run({pixels: pictures}, [logits, *gradients], keep=True)
-        self._here: Array = values[logits]
+        """`values`: all of the forward pass."""
+        self._graph, self._derivative, self._generator = graph, derivative, generator
+        self.name, gradients = derivative.value.name, derivative.gradients
+        self._here = self._part(values[derivative.value])
         self._seed = _one_hot(self._here, generator)
-        given = {**values, asked: self._seed}
-        found = self._graph.run(given, list(gradients.values()))
+        found = self._graph.run({**values, derivative.seed: self._seed}, list(gradients.values()))
         self._gradients = {value: found[gradient] for value, gradient in gradients.items()}
         self._shapes = {value: values[value].shape for value in gradients}
-        self._given = _unmoved(model, values, set(gradients))
+        self._given = _unmoved(model, values, set(gradients), derivative.fixed)
         for value, array in self._gradients.items():
             shape = (_CLASSES, *self._shapes[value])
             if array.shape != shape:
                 raise BundleError(f"the gradient by {said(value)} must have the shape {shape}; it has {array.shape}")
             if not np.isfinite(array).all():
-                raise BundleError(f"the gradient of {logits.name} by {said(value)} is not finite")
+                raise BundleError(f"the gradient of {self.name} by {said(value)} is not finite")
         norms = {value: float(np.linalg.norm(array)) for value, array in self._gradients.items()}
         loudest = max(norms.values())
         if loudest == 0:
-            raise BundleError(f"all gradients of {logits.name} are 0")
+            raise BundleError(f"all gradients of {self.name} are 0")
         self._sizes = {value: min(loudest / norm, _LOUDER) if norm else 1.0 for value, norm in norms.items()}
 
     def direction(self) -> float | None:
@@ -106,7 +132,7 @@ class _Check:
         alone = {value: self._along({value: one}) for value, one in direction.items()}
         worst = max(alone, key=lambda value: alone[value].error)
         raise BundleError(
-            f"the gradient of {self._logits.name} by {said(worst)} is off by {alone[worst].error:.2g} of finite "
+            f"the gradient of {self.name} by {said(worst)} is off by {alone[worst].error:.2g} of finite "
             f"differences in float64; {LIMIT:.0e} is allowed"
         )
 
@@ -133,9 +159,14 @@ class _Check:
         return _Found(best, kink)
 
     def _change(self, direction: Values, step: float) -> NDArray[np.float64]:
-        """(k,): how the seeded logits change."""
-        moved = self._graph.run(self._given, [self._logits], {value: step * one for value, one in direction.items()})
-        return np.einsum("kbc,bc->k", self._seed, moved[self._logits] - self._here)
+        """(k,): how the seeded value changes."""
+        value, changes = self._derivative.value, {value: step * one for value, one in direction.items()}
+        moved = self._graph.run(self._given, [value], changes)
+        return np.einsum("kbc,bc->k", self._seed, self._part(moved[value]) - self._here)
+
+    def _part(self, array: Array) -> Array:
+        """(batch, classes)."""
+        return np.split(array, self._derivative.parts)[self._derivative.part]
 
 
 def _one_hot(logits: Array, generator: np.random.Generator) -> NDArray[np.float64]:
@@ -146,12 +177,13 @@ def _one_hot(logits: Array, generator: np.random.Generator) -> NDArray[np.float6
     return np.eye(classes)[np.stack([top, other])]
 
 
-def _unmoved(model: ir.Model, values: Values, changed: set[ir.Value]) -> Values:
+def _unmoved(model: ir.Model, values: Values, changed: set[ir.Value], fixed: Collection[ir.Value]) -> Values:
     """Values that no change of those reaches, and these themselves where nothing of them is before them."""
     behind = set(changed)
     moved: set[ir.Value] = set()
     for node in model.graph:
         if any(value in behind for value in node.inputs):
-            behind |= set(node.outputs)
-            moved |= set(node.outputs)
+            outputs = {value for value in node.outputs if value not in fixed}
+            behind |= outputs
+            moved |= outputs
     return {value: array for value, array in values.items() if value not in moved}

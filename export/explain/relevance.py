@@ -10,7 +10,7 @@ the evidence of its weights w, (dw * w)+, a layer of attention of one row. What 
 before any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence
 stays.
 
-*grad_attention*: the same of the last layer alone, r E. *grad_cam* (Selvaraju et al., ICCV 2017,
+*grad_attention*: the same of the last layer alone, r E. *legrad*: see `legrad`. *grad_cam* (Selvaraju et al., ICCV 2017,
 https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by the
 mean of its gradient, summed, and what is positive of it.
 
@@ -22,11 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
+from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
 from export.explain.known import Known, other_floats
+from export.explain.legrad import add_legrad
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
+from export.graph.places import Places
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
 from saccade.manifest import AttentionLayer, GradientMapName, GradientMaps, Manifest, Pooling
@@ -35,8 +39,9 @@ from saccade.pooling import pooled_row
 CLASS_INDEX = "class_index"
 RELEVANCE: GradientMapName = "relevance"
 GRAD_ATTENTION: GradientMapName = "grad_attention"
+LEGRAD: GradientMapName = "legrad"
 GRAD_CAM: GradientMapName = "grad_cam"
-OF_ATTENTION = (RELEVANCE, GRAD_ATTENTION)
+OF_ATTENTION = (RELEVANCE, GRAD_ATTENTION, LEGRAD)
 TOP = -1
 """As a class index: the class of the greatest logit, found in the graph; -2 is that of the second, and so on."""
 
@@ -75,15 +80,14 @@ class Explained(NamedTuple):
     """As the manifest has them."""
     why_not: dict[GradientMapName, str]
     """Of the maps that the model cannot have."""
-    seeds: dict[ir.Value, ir.Value]
-    """The logits, and 1 at the class asked for, (k, batch, classes)."""
-    gradients: dict[ir.Value, ir.Value]
-    """Of what the maps are made of."""
+    derivatives: list[Derivative]
+    """All gradients that the maps are made of."""
 
 
 def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
-    in place; what the graph gave it still gives. An index that is neither a class nor a rank (TOP and below, down to
+    in place; what the graph gave it still gives. Of these LeGrad may be missing, for a reason that is given, where the
+    graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down to
     minus the number of classes) stops the run.
 
     Raises BundleError where there are none, with the reason of each, and where an operator
@@ -93,34 +97,50 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
-    logits = classifier.logits
-    seeds = {logits: _seed(Adder(model), model, logits, classifier.classes)}
-    made_of: tuple[str, ...] = ()
-    narrow = other_floats(model)
+    places, narrow, logits = _places(model), other_floats(model), classifier.logits
+    seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
         rows, columns = Known(model, [features], []).shape(features)[2:]
         if not rows or not columns:
             raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
-        gradients = differentiate(model, seeds, [features])
+        gradients = differentiate(model, {logits: seed}, [features])
         add = Adder(model)
-        channels = _wide(add, features, narrow)
-        found: dict[GradientMapName, ir.Value] = {GRAD_CAM: _grad_cam(add, channels, gradients[features])}
-        patches, grid = slice(0, rows * columns), (rows, columns)
-    else:
-        layers = _stage(classifier.layers)
-        sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
-        learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
-        wanted = [*sources, *([] if learned is None else [learned])]
-        gradients = differentiate(model, seeds, [one.value for one in wanted])
-        add = Adder(model)
-        positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
-                    for one in wanted}  # fmt: skip
-        found = _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive)
-        patches, grid, made_of = layers[-1].patch_slice, layers[-1].grid, tuple(layer.output for layer in layers)
-    for name in maps:
-        _output(add, model, name, found[name], patches)
-    return Explained(GradientMaps(names=maps, grid=grid, layers=made_of), why_not, seeds, gradients)
+        summed = _grad_cam(add, _wide(add, features, narrow), gradients[features])
+        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns))
+        derivatives = [Derivative(logits, seed, gradients)]
+        return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
+
+    layers = _stage(classifier.layers)
+    sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
+    learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
+    wanted = [*sources, *([] if learned is None else [learned])]
+    gradients = differentiate(model, {logits: seed}, [one.value for one in wanted])
+    derivatives = [Derivative(logits, seed, gradients)]
+    add, patches = Adder(model), layers[-1].patch_slice
+    positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+                for one in wanted}  # fmt: skip
+    for name, row in _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive).items():
+        _output(add, model, name, row, patches)
+    try:
+        assert classifier.pooling is not None
+        pairs = [*zip(layers, sources, strict=True)]
+        legrad = add_legrad(model, places, (logits, seed), pairs, classifier.pooling, gradients)
+        _output(Adder(model), model, LEGRAD, legrad.row, patches)
+        derivatives += legrad.derivatives
+    except BundleError as error:
+        common.RemoveUnusedNodesPass()(model)  # what was added before it came to that
+        maps, why_not = tuple(name for name in maps if name != LEGRAD), {**why_not, LEGRAD: str(error)}
+    made_of = tuple(layer.output for layer in layers)
+    return Explained(GradientMaps(names=maps, grid=layers[-1].grid, layers=made_of), why_not, derivatives)
+
+
+def _places(model: ir.Model) -> Places:
+    """Of the pictures that the graph takes."""
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    height, width = (int(length) for length in shape[2:] if isinstance(length, int))
+    return Places(model, (height, width)).follow_all(model)
 
 
 def possible(

@@ -130,8 +130,10 @@ def test_export_says_at_the_end_which_maps_there_are(
     assert main(["export", str(runs["tiny-resnet"]), "--name", "plain", "--models", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "grad_cam        yes, 4 x 4" in said
-    for name in ("pooling", "rollout", "relevance", "grad_attention"):
+    for name in ("pooling", "rollout"):
         assert f"  {name:14}  no: it has no attention layers\n" in said
+    for name in ("relevance", "grad_attention", "legrad"):
+        assert f"  {name:14}  no: it gives no attention\n" in said
 
 
 def test_a_model_whose_maps_cannot_be_is_exported_without_them(

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.eager import Logits
-from export.explain.check import check_gradients
+from export.explain.check import Derivative, check_gradients
 from export.explain.differentiate import differentiate
 from export.graph.attention import find
 from export.graph.places import Places
@@ -103,8 +103,8 @@ def test_gradients_are_as_near_to_float64_as_those_of_autograd(name: str) -> Non
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-cct", "tiny-hybrid", "Swin"])
 def test_finite_differences_agree_and_need_no_framework(name: str) -> None:
     _, _, (model, logits, seed, result) = made(name)
-    assert check_gradients(model, {logits: seed}, result) < 1e-6
-    assert check_gradients(model, {logits: seed}, result, seed=1) < 1e-6
+    assert check_gradients(model, [Derivative(logits, seed, result)]) < 1e-6
+    assert check_gradients(model, [Derivative(logits, seed, result)], seed=1) < 1e-6
 
 
 def test_a_wrong_gradient_is_found_and_named() -> None:
@@ -117,7 +117,8 @@ def test_a_wrong_gradient_is_found_and_named() -> None:
         with pytest.raises(
             BundleError, match=f"by {first.name!r} of Softmax .* is off by 1[.0-9]*e-05 of finite differences"
         ):
-            check_gradients(model, {logits: seed}, {first: wrong.outputs[0], **{one: result[one] for one in rest}})
+            others = {one: result[one] for one in rest}
+            check_gradients(model, [Derivative(logits, seed, {first: wrong.outputs[0], **others})])
     finally:
         model.graph.remove(wrong)
 
@@ -240,4 +241,4 @@ def test_a_check_that_shows_nothing_does_not_pass(nodes: str, sentence: str) -> 
     logits, seed = seeded(model, 3)
     gradients = differentiate(model, {logits: seed}, [attention_of(model)])
     with pytest.raises(BundleError, match=sentence):
-        check_gradients(model, {logits: seed}, gradients)
+        check_gradients(model, [Derivative(logits, seed, gradients)])

@@ -20,14 +20,13 @@ import onnxruntime
 
 from benchmarks.machine import machine, versions
 from benchmarks.relevance_inside import memory, time_by_operator
-from benchmarks.sessions import Feed, feed_of, open_labels, open_maps
+from benchmarks.sessions import LOGITS, Feed, feed_of, open_labels, open_maps
 from benchmarks.stats import median_interval, paired_ratio
 from benchmarks.works import CACHE, ROOT, works
 from export.explain.build import write_relevance
-from saccade.bundle import RELEVANCE, Bundle, open_bundle
+from saccade.bundle import Bundle, open_bundle
 
 ALL = "all"
-LOGITS = "logits"
 CLASSES = (1, 3)
 _SAMPLE = 0.05
 """Seconds that one sample takes at least."""
@@ -130,7 +129,7 @@ def measure(bundle: Bundle, batches: Sequence[int], threads: Sequence[int], roun
     """All of one model, as it stands in the file."""
     return {
         "maps": _names(bundle),
-        "bytes": {"weights": bundle.weights.stat().st_size, "graph": (bundle.folder / RELEVANCE).stat().st_size},
+        "bytes": {"weights": bundle.weights.stat().st_size, "graph": bundle.relevance.stat().st_size},
         "costs": {f"{many}/{batch}": costs(bundle, batch, many, rounds) for many in threads for batch in batches},
         "prepacking": prepacking(bundle, rounds),
         "memory": memory(bundle),

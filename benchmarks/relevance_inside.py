@@ -4,40 +4,45 @@ import json
 import multiprocessing
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnxruntime
 
-from benchmarks.sessions import Feed, feed_of, open_labels, open_maps, options_of
-from saccade.bundle import RELEVANCE, Bundle
+from benchmarks.sessions import LOGITS, Feed, feed_of, open_labels, open_maps
+from saccade.bundle import Bundle
+from service.relevance import SHARED, left_out
+from service.session import CPU
 
 _RUNS = 30
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def memory(bundle: Bundle) -> dict[str, int]:
-    """Anonymous memory of a process, in bytes, above that before its sessions, each of which has run once: with that of
-    labels, with that of maps as well, and with that of maps opened by ONNX Runtime's defaults.
+def memory(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """Anonymous memory of a process, in bytes, above that before its sessions, once they are open and once each has
+    run: with that of labels, with that of maps as well, and with that of maps opened by ONNX Runtime's defaults.
     """
-    kinds = {"labels": (False, True), "both": (True, True), "both, by default": (True, False)}
+    kinds = {"labels": (False, True), "both": (True, True), "copied": (True, False)}
     return {name: _grown(bundle, *kind) for name, kind in kinds.items()}
 
 
-def _grown(bundle: Bundle, maps: bool, shared: bool) -> int:
+def _grown(bundle: Bundle, maps: bool, shared: bool) -> dict[str, int]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_growth, (bundle, maps, shared))
 
 
-def _growth(bundle: Bundle, maps: bool, shared: bool) -> int:
+def _growth(bundle: Bundle, maps: bool, shared: bool) -> dict[str, int]:
     labels_feed, maps_feed = feed_of(bundle, 1), feed_of(bundle, 1, 1)
     before = _anonymous()
     labels = open_labels(bundle, 1)
-    labels.run(["logits"], labels_feed)
-    if maps:
-        explaining = open_maps(bundle, 1, shared=shared)
+    explaining = open_maps(bundle, 1, shared=shared) if maps else None
+    opened = _anonymous() - before
+    labels.run([LOGITS], labels_feed)
+    if explaining is not None:
         explaining.run(None, maps_feed)
-    return _anonymous() - before
+    return {"open": opened, "run": _anonymous() - before}
 
 
 def _anonymous() -> int:
@@ -48,24 +53,22 @@ def _anonymous() -> int:
 def time_by_operator(bundle: Bundle, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Milliseconds a run, one picture and one thread: of labels alone, and of labels with the maps of one class."""
     return {
-        "labels": _profiled(bundle.graph, ["logits"], feed_of(bundle, 1), {}, []),
-        "maps": _profiled(bundle.folder / RELEVANCE, ["logits", *names], feed_of(bundle, 1, 1),
-                          {"session.disable_prepacking": "1"}, ["ConstantFolding"]),
-    }  # fmt: skip
+        "labels": _profiled(bundle.graph, [LOGITS], feed_of(bundle, 1)),
+        "maps": _profiled(bundle.relevance, [LOGITS, *names], feed_of(bundle, 1, 1), SHARED, left_out(bundle, CPU)),
+    }
 
 
 def _profiled(
-    graph: Path, outputs: list[str], feed: Feed, entries: dict[str, str], without: list[str]
+    graph: Path, outputs: list[str], feed: Feed, entries: Mapping[str, str] = _NONE, without: Sequence[str] = ()
 ) -> dict[str, float]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    options.enable_profiling = True
     with tempfile.TemporaryDirectory() as place:
-        options = options_of(1)
-        for name, value in entries.items():
-            options.add_session_config_entry(name, value)
-        options.enable_profiling = True
         options.profile_file_prefix = f"{place}/profile"
-        session = onnxruntime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=without
-        )
+        session = onnxruntime.InferenceSession(str(graph), options, providers=[CPU], disabled_optimizers=list(without))
         for _ in range(_RUNS):
             session.run(outputs, feed)
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

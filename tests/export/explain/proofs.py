@@ -1,6 +1,6 @@
 """How near gradients and maps are to float64 autograd through the source: what docs/explanations.md says in numbers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from export.eager import logits_of
 from export.explain.differentiate import differentiate
-from export.explain.relevance import GRAD_ATTENTION, GRAD_CAM, RELEVANCE
+from export.explain.relevance import GRAD_ATTENTION, RELEVANCE
 from export.explain.source import laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import INPUT, LOGITS, POOLING
@@ -22,7 +22,8 @@ from export.runtime import PROVIDER, open_relevance
 from saccade.bundle import Bundle
 from saccade.manifest import Manifest
 from saccade.pooling import pooled_row
-from tests.export.explain.autograd import gradients, matching
+from tests.export.explain.autograd import Probabilities, gradients, matching
+from tests.export.explain.test_legrad import Blocks, by_autograd
 
 Array = NDArray[Any]
 GRADIENT, OF_MAPS = 1e-5, 1e-4
@@ -121,6 +122,31 @@ def published(manifest: Manifest, found: Autograd) -> dict[str, Array]:
     }
 
 
+BlocksOf = Callable[[nn.Module], tuple[Sequence[nn.Module], str, tuple[int, ...]]]
+"""A source's blocks, one a layer of attention, their method that runs, and the axes of the tokens that it gives."""
+
+
+def legrad(
+    make: Callable[[], nn.Module], blocks_of: BlocksOf, manifest: Manifest, pixels: Array, kind: torch.dtype
+) -> Array:
+    """(k, B, P): the classifier asked behind each block in turn. `make`: a module that gives logits."""
+    assert manifest.maps.gradients is not None
+    assert manifest.pooling is not None
+    module, shapes = make().to(kind).eval(), [(len(pixels), *layer.shape) for layer in manifest.attention]
+    blocks = Blocks(*blocks_of(module))
+    names = [layer.output for layer in manifest.attention]
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        with Probabilities() as mode:
+            logits = logits_of(module(torch.from_numpy(pixels).to(kind)))
+        return logits, [mode.seen[place] for place in matching(shapes, mode.seen)]
+
+    class_token = manifest.pooling.kind in ("class_token", "class_and_distillation")
+    layers = [names.index(name) for name in manifest.maps.gradients.layers]
+    found = by_autograd(run, blocks, layers, class_token=class_token)
+    return found[..., manifest.attention[-1].patch_slice]
+
+
 def grad_cam(make: Callable[[], nn.Module], bundle: Bundle, pixels: Array, kind: torch.dtype) -> Array:
     """(k, B, P): of the tensor that holds what the graph's last features are, found among all that the module makes."""
     model = _open(bundle)
@@ -156,14 +182,12 @@ def gradient_error(bundle: Bundle, ask: Ask, pixels: Array, *, chunk: int = 25) 
     """Of the gradients of every logit by all attention that the bundle gives; None where it gives none."""
     if not bundle.manifest.attention:
         return None
-    explain, rows = _gradients(bundle)
+    explain = graph_gradients(bundle)
     worst = Error(0, 0)
     for part in _parts(pixels, chunk):
         found, exact, rough = explain(part), ask(torch.float64, part), ask(torch.float32, part)
         for name, ours in found.items():
             right, other = (one.gradients[name] for one in (exact, rough))
-            if rows[name] is not None:
-                right, other = right[..., rows[name], :], other[..., rows[name], :]
             worst = _worse(worst, Error(_relative(ours - right, right), _relative(other - right, right)))
     return worst
 
@@ -171,25 +195,24 @@ def gradient_error(bundle: Bundle, ask: Ask, pixels: Array, *, chunk: int = 25) 
 def map_errors(
     bundle: Bundle, maps: Callable[[torch.dtype, Array], Mapping[str, Array]], pixels: Array, *, chunk: int = 25
 ) -> dict[str, Error]:
-    """Of each map of relevance.onnx, of every class. `maps`: what they are by autograd in a type, (k, B, P)."""
+    """Of those maps of relevance.onnx that `maps` has, of every class: by autograd in a type, (k, B, P)."""
     gradients_, explain = bundle.manifest.maps.gradients, open_relevance(bundle.relevance, threads=1)
     assert gradients_ is not None
-    worst = {name: Error(0, 0) for name in gradients_.names}
+    worst: dict[str, Error] = {}
     classes = np.arange(len(bundle.manifest.labels))
     for part in _parts(pixels, chunk):
         seen = explain(part, np.tile(classes, (len(part), 1)))
         exact, rough = maps(torch.float64, part), maps(torch.float32, part)
-        for name in worst:
-            if name in exact:
-                ours = seen[name].transpose(1, 0, 2)
-                error = Error(_relative(ours - exact[name], exact[name]), _relative(rough[name] - exact[name], exact[name]))
-                worst[name] = _worse(worst[name], error)
+        for name, right in exact.items():
+            ours = seen[name].transpose(1, 0, 2)
+            error = Error(_relative(ours - right, right), _relative(rough[name] - right, right))
+            worst[name] = _worse(worst.get(name, error), error)
     return worst
 
 
 def _relative(difference: Array, right: Array) -> float:
     """Of (k, B, …): the largest over classes and pictures. Where all is 0, so must be what is compared with it."""
-    flat, size = np.abs(difference).reshape(*right.shape[:2], -1).max(2), np.abs(right).reshape(*right.shape[:2], -1).max(2)
+    flat, size = (np.abs(one).reshape(*right.shape[:2], -1).max(2) for one in (difference, right))
     return float((flat / np.maximum(size, np.finfo(np.float32).tiny)).max())
 
 
@@ -202,9 +225,9 @@ def _parts(pixels: Array, chunk: int) -> Iterator[Array]:
         yield pixels[start : start + chunk]
 
 
-def _gradients(bundle: Bundle) -> tuple[Callable[[Array], dict[str, Array]], dict[str, slice | None]]:
-    """(a function: pixels -> the graph's own gradients of every logit, (k, B, …) by the name of the output; and of each
-    the rows that it has, None: all).
+def graph_gradients(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
+    """A function: pixels -> the graph's own gradients of every logit by attention and learned pooling, (k, B, *shape of
+    the output), by its name. Where the graph computes some rows of a layer only, those of the others are 0.
     """
     model = _open(bundle)
     logits, classes = _output(model, LOGITS), len(bundle.manifest.labels)
@@ -218,13 +241,22 @@ def _gradients(bundle: Bundle) -> tuple[Callable[[Array], dict[str, Array]], dic
     given = {f"by {name}": laid_out(add, found[one.value], one.layout) for name, one in sources.items()}
     _expose(model, given)
     session = _session(model)
+    places = [one.rows for one in sources.values()]
 
     def explain(pixels: Array) -> dict[str, Array]:
         one_hot = np.broadcast_to(np.eye(classes, dtype=np.float32)[:, None], (classes, len(pixels), classes))
         results = session.run(list(given), {INPUT: pixels, "seed": one_hot})
-        return dict(zip(names, results, strict=True))
+        return {name: _all_rows(one, rows) for name, one, rows in zip(names, results, places, strict=True)}
 
-    return explain, {name: one.rows for name, one in sources.items()}
+    return explain
+
+
+def _all_rows(array: Array, rows: slice | None) -> Array:
+    if rows is None:
+        return array
+    whole = np.zeros((*array.shape[:-2], array.shape[-1], array.shape[-1]), array.dtype)
+    whole[..., rows, :] = array
+    return whole
 
 
 def _open(bundle: Bundle) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Checks that a map of the gradient must pass to be worth showing, each with its number, on a bundle's relevance.onnx."""
+"""Checks that a map must pass to be worth showing, each with its number, on a bundle's relevance.onnx."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from saccade.bundle import RELEVANCE as FILE
 from saccade.bundle import WEIGHTS, Bundle
 from saccade.golden import Explain, made_pictures
 from saccade.preprocess import normalize
-from tests.export.explain.autograd import _SOFTMAX
+from tests.export.explain.autograd import SOFTMAX
 
 Array = NDArray[Any]
 SEED = 31
@@ -66,7 +66,7 @@ class Step(NamedTuple):
 
 
 def randomised(bundle: Bundle, count: int, folder: Path) -> list[Step]:
-    """Adebayo et al. 2018, cascading: from the head down, each part gets the weights of a net that was never trained."""
+    """Adebayo et al. 2018, cascading: from the head down, each part gets the weights of an untrained net."""
     pixels, name = pictures(bundle, count), main_map(bundle)
     explain = opened(bundle)
     logits = explain(pixels, np.full((count, 1), TOP))["logits"]
@@ -78,7 +78,9 @@ def randomised(bundle: Bundle, count: int, folder: Path) -> list[Step]:
     steps = []
     for part, parameters in _parts(untrained):
         _overwrite(folder / WEIGHTS, {key: untrained.state_dict()[key].numpy() for key in parameters})
-        steps.append(Step(part, correlation(original, open_relevance(folder / FILE, threads=1)(pixels, top)[name][:, 0])))
+        steps.append(
+            Step(part, correlation(original, open_relevance(folder / FILE, threads=1)(pixels, top)[name][:, 0]))
+        )
     return steps
 
 
@@ -91,7 +93,9 @@ def _untrained(bundle: Bundle) -> Net:
 def _parts(net: Net) -> Iterator[tuple[str, list[str]]]:
     """Blocks and what is outside of them, the last first."""
     parts: dict[str, list[str]] = {}
-    for key, _ in net.named_parameters():
+    for key, tensor in net.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
         found = re.match(r".*?\.\d+(?=\.)|[^.]+", key)
         assert found is not None
         parts.setdefault(found[0], []).append(key)
@@ -137,7 +141,7 @@ class _Nudge(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _SOFTMAX:
+        if func in SOFTMAX:
             if self._left == 0:
                 result = result.clone()
                 result.view(-1)[self._place] += self._step

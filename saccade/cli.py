@@ -20,7 +20,7 @@ from saccade.manifest import Manifest, MapName
 from saccade.needs import needs
 from saccade.overlay import picture_file, write_whole
 from saccade.picture import picture_bytes
-from saccade.reasons import map_lines
+from saccade.reasons import report
 from saccade.sources import add_arguments, source_of
 
 
@@ -93,11 +93,11 @@ def export(options: argparse.Namespace) -> None:
         published = publishing.publish(
             options.run_folder, options.models, options.name, options.data, relevance=options.relevance
         )
-        _report(published.manifest)
+        report(published.manifest)
         return
     (adopting,) = needs("export", f"export.from_{source}")
     bundle, said = adopting.adopt(options)
-    _report(bundle.manifest)
+    report(bundle.manifest)
     print("\n".join(said))
 
 
@@ -106,7 +106,7 @@ def verify(options: argparse.Namespace) -> None:
     (verification,) = needs("export", "export.verify")
     bundle = open_bundle(resolve_bundle(options.models, options.bundle))
     verified = verification.verify(bundle, options.data, file=options.from_onnx, function=options.from_torch)
-    _report(verified.manifest)
+    report(verified.manifest)
 
 
 def overlay_picture(options: argparse.Namespace) -> None:
@@ -290,17 +290,6 @@ def _only(models: Path) -> str:
     if len(names) != 1:
         raise DataError(f"give --model, one of {', '.join(sorted(names)) or 'none'}")
     return names.pop()
-
-
-def _report(manifest: Manifest) -> None:
-    assert manifest.parity is not None
-    width = max(map(len, manifest.parity.checks))
-    print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
-    for name, check in manifest.parity.checks.items():
-        print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
-    print("maps:")
-    for line in map_lines(manifest):
-        print(f"  {line}")
 
 
 if __name__ == "__main__":

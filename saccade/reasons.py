@@ -44,3 +44,15 @@ def _said(manifest: Manifest, name: MapName) -> str:
     rows, columns = gradients.grid
     whole = len(gradients.layers) in (0, len(manifest.attention))
     return f"yes, {rows} x {columns}" if whole else f"yes, {rows} x {columns}, of {', '.join(gradients.layers)}"
+
+
+def report(manifest: Manifest) -> None:
+    """Prints what was measured of a bundle, and its maps."""
+    assert manifest.parity is not None
+    width = max(map(len, manifest.parity.checks))
+    print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
+    for name, check in manifest.parity.checks.items():
+        print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
+    print("maps:")
+    for line in map_lines(manifest):
+        print(f"  {line}")

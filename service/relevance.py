@@ -89,6 +89,7 @@ class Relevance:
         check_interface(manifest, session, _inputs(manifest), self._shapes)
         check_golden_maps(manifest, self._bundle.golden, plan.provider, functools.partial(self._run_golden, session))
         self._session = session
+        log.info("%s answers maps of the gradient: %s is open", manifest.id, self._bundle.relevance.name)
 
     async def opened(self) -> None:
         """Returns once it is open: the first who asks has it opened, the others wait for that. Raises InferenceFailed.

@@ -56,8 +56,7 @@ def explain_file(
     metadata = dict(model.metadata_props)
     graph = _prepared(model, logits, size)
     graph.model.metadata_props.update(metadata)
-    seen, explained = _explained(graph, path.name, grid)
-    error = check_gradients(graph.model, explained.derivatives)
+    seen, explained, error = _explained(graph, path.name, grid)
     written = write_beside(graph.model, path, out, [value.name or "" for value in graph.theirs])
     return [*_table(seen, explained), *graph.said, *_proved(error, written), *_use(graph, out, written)]
 
@@ -102,8 +101,8 @@ def _keep(model: ir.Model, value: ir.Value) -> None:
         model.graph.outputs.append(value)
 
 
-def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[Seen, Explained]:
-    """Adds the maps. Raises DataError, BundleError."""
+def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[Seen, Explained, float]:
+    """Adds the maps; the largest error of their gradients too. Raises DataError, BundleError."""
     model, logits = graph.model, graph.logits
     seen = look(model, graph.size, logits, over=graph.over, grid=grid, among=behind(model, logits))
     if seen.rows and all(row.why_not == NOT_BEHIND for row in seen.rows):
@@ -123,9 +122,10 @@ def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[
     classifier = Classifier(name, seen.logits, seen.classes, seen.layers, attention, pooling, weights)
     before = len(model.graph.outputs)
     explained = add_relevance(model, classifier)
+    error = check_gradients(model, explained.derivatives)
     model.graph.outputs[:] = [*graph.theirs, *model.graph.outputs[before:]]
-    common.RemoveUnusedNodesPass()(model)
-    return seen, explained
+    common.RemoveUnusedNodesPass()(model)  # what was checked by, and is no output, among others
+    return seen, explained, error
 
 
 def _table(seen: Seen, explained: Explained) -> list[str]:

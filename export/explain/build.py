@@ -53,7 +53,21 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     explained = add_relevance(model, Classifier.of(model, bundle.manifest))
     try:
         check_gradients(model, explained.derivatives)
-        ir.save(model, folder / RELEVANCE)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error
+    (folder / RELEVANCE).write_bytes(_content(model))
     return bundle.manifest.maps.model_copy(update={"gradients": explained.maps, "why_not": explained.why_not})
+
+
+def made_again(bundle: Bundle) -> bytes:
+    """What relevance.onnx holds if it was made of model.onnx by this version: the same bytes each time. Raises
+    BundleError where the model can have no map of gradients.
+    """
+    model = ir.load(bundle.graph)
+    add_relevance(model, Classifier.of(model, bundle.manifest))
+    return _content(model)
+
+
+def _content(model: ir.Model) -> bytes:
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content

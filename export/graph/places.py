@@ -90,7 +90,7 @@ class Places:
         labels = [None if value is None else self.labels.get(value) for value in node.inputs]
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
                for attribute in node.attributes.values()):  # fmt: skip
-            raise ValueError("its branches are graphs that depend on the picture")
+            raise ValueError("it is a branch or a loop that depends on the picture")
         if all(label is None for label in labels):
             return evaluate(node, constants)
         if node.op_type in ("Shape", "Size") and labels[0] is not None:

@@ -8,11 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from export.head import Head
-from export.quantize.agreement import BATCH, Agreement, Batch, answers, compare
+from export.quantize.agreement import BATCH, Agreement, Batch, answer_by, answer_of, answers, compare
 from export.quantize.float_graph import weighted_nodes
 from export.quantize.int8 import to_int8
 from export.quantize.ranges import Step
-from export.runtime import Answer, open_graph
 from saccade.bundle import Bundle
 
 RANKING = 256 // BATCH
@@ -49,10 +48,12 @@ def in_float(
     """
     manifest = bundle.manifest
     names = list(dict.fromkeys(one.name for one in weighted_nodes(graph())))
-    parent = list(answers(open_graph(bundle.graph, only=manifest.outputs), manifest, head, batches))
+    parent = list(answers(answer_of(bundle), manifest, head, batches))
 
     def without(kept: Collection[str], count: int | None = None) -> Agreement:
-        return compare(int8_answer(graph(), steps, kept), manifest, head, batches[:count], parent[:count])
+        model = graph()
+        to_int8(model, steps, kept)
+        return compare(answer_by(model, manifest), manifest, head, batches[:count], parent[:count])
 
     strict = bounds.halved(sum(len(labels) for _, labels in batches))
     if strict.hold(without(())):
@@ -67,12 +68,6 @@ def in_float(
     while count < len(ranked) - 1 and not strict.hold(without(ranked[:count])):
         count *= 2
     return tuple(ranked[: min(count, len(ranked) - 1)])
-
-
-def int8_answer(model: ir.Model, steps: Mapping[str, Step], kept: Collection[str]) -> Answer:
-    """A float graph, quantised but for the nodes kept, through ONNX Runtime. The model is changed."""
-    to_int8(model, steps, kept)
-    return open_graph(ir.to_proto(model).SerializeToString())
 
 
 def _error(found: Agreement) -> float:

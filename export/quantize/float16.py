@@ -40,7 +40,8 @@ def to_float16(model: ir.Model) -> None:
 def _narrow(model: ir.Model) -> set[ir.Node]:
     """Nodes that lead to a large product, or are one, and give float32 by nothing but their inputs' type.
 
-    Not those that give what the graph does, as guarded weights of attention; not those that make constants of constants: ONNX Runtime makes them at load, in float32 alone.
+    Not those that give what the graph gives, as guarded weights of attention; not those that make constants of
+    constants either: ONNX Runtime makes them at load, in float32 alone.
     """
     leading = {one.node for one in weighted_nodes(model)}
     constant: set[ir.Node] = set()

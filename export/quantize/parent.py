@@ -8,19 +8,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.head import head_of
-from export.quantize.agreement import BATCH, Agreement, Batch, answers, compare
+from export.quantize.agreement import BATCH, Agreement, Batch, answer_of, answers, compare
 from export.quantize.choose import Bounds
 from export.quantize.float16 import to_float16
 from export.quantize.float_graph import array, float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
 from export.quantize.ranges import Step
-from export.runtime import open_graph
 from saccade.bundle import WEIGHTS, Bundle, open_bundle
 from saccade.errors import BundleError
-from saccade.manifest import Measured, Parent
+from saccade.manifest import Maps, Measured, Parent
 
-SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "maps", "provenance")
-"""Of the manifest."""
+SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "provenance")
+"""Of the manifest, and its maps: see `_same_maps`."""
 SAME_ON_CARD = ("license", "limits", "parameters", "macs", "training")
 APART = 0.8
 """Of the logits (see `Agreement.logits`), whatever the card admits. Made pictures are unlike those that it was
@@ -96,10 +95,10 @@ def parent_checks(bundle: Bundle, pixels: NDArray[np.float32]) -> tuple[dict[str
 
 def agreement_with(parent: Bundle, bundle: Bundle, pixels: NDArray[np.float32]) -> Agreement:
     """On pictures (n, 3, H, W) of no known label: those figures say nothing."""
-    outputs, labels = bundle.manifest.outputs, np.zeros(len(pixels), np.int64)
+    labels = np.zeros(len(pixels), np.int64)
     batches: list[Batch] = [(pixels[at : at + BATCH], labels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)]
-    theirs = answers(open_graph(parent.graph, only=outputs), parent.manifest, head_of(parent), batches)
-    return compare(open_graph(bundle.graph, only=outputs), bundle.manifest, head_of(bundle), batches, theirs)
+    theirs = answers(answer_of(parent), parent.manifest, head_of(parent), batches)
+    return compare(answer_of(bundle), bundle.manifest, head_of(bundle), batches, theirs)
 
 
 def allowed(admitted: float) -> float:
@@ -110,11 +109,20 @@ def allowed(admitted: float) -> float:
 def _check_manifest(bundle: Bundle, parent: Bundle) -> None:
     ours, theirs = bundle.manifest, parent.manifest
     fields = [(name, getattr(ours, name), getattr(theirs, name)) for name in SAME]
+    fields += [("maps", *_same_maps(ours.maps, theirs.maps))]
     fields += [(f"card.{name}", getattr(ours.card, name), getattr(theirs.card, name)) for name in SAME_ON_CARD]
     for name, seen, expected in fields:
         if seen != expected:
             values = [shorten(str(value), 200, placeholder=" …") for value in (seen, expected)]
             raise BundleError(f"{ours.id} has {name} {values[0]}; its parent {theirs.id} has {values[1]}")
+
+
+def _same_maps(ours: Maps, theirs: Maps) -> tuple[Maps, Maps]:
+    """What has to be equal: maps of the gradient where both have them, for either bundle may be without."""
+    if ours.gradients is not None and theirs.gradients is not None:
+        return ours, theirs
+    without: dict[str, Any] = {"gradients": None, "why_not": {}}
+    return ours.model_copy(update=without), theirs.model_copy(update=without)
 
 
 def _check_graph(bundle: Bundle, parent: Bundle) -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from export.assemble import assemble, gives_manifest
 from export.head import head_of
 from export.names import INPUT
-from export.quantize.agreement import Agreement, Batch, answers, compare
+from export.quantize.agreement import Agreement, Batch, answer_by, answer_of, answers, compare
 from export.quantize.choose import Bounds, in_float
 from export.quantize.float16 import to_float16
 from export.quantize.float_graph import SMALL, array, float_graph, weighted_nodes
@@ -23,7 +23,6 @@ from export.quantize.parent import identity_of
 from export.quantize.parts import Parts, batches, held_out_parts
 from export.quantize.ranges import measured_steps, picture_step
 from export.quantize.reference import VariantOf
-from export.runtime import open_graph
 from export.weights import TOLERANCE, write_files
 from saccade.bundle import GRAPH, WEIGHTS, Bundle, find_bundles, open_bundle
 from saccade.card import Variant
@@ -126,8 +125,8 @@ def _quantise(bundle: Bundle, model: ir.Model, parts: Parts, bounds: Bounds) -> 
 def _judge(bundle: Bundle, graph: Path, judging: Iterable[Batch]) -> Agreement:
     manifest, head = bundle.manifest, head_of(bundle)
     first, second = tee(judging)
-    theirs = answers(open_graph(bundle.graph, only=manifest.outputs), manifest, head, first)
-    return compare(open_graph(graph, only=manifest.outputs), manifest, head, second, theirs)
+    theirs = answers(answer_of(bundle), manifest, head, first)
+    return compare(answer_by(ir.load(graph), manifest, graph.parent), manifest, head, second, theirs)
 
 
 def _refusal(manifest: Manifest, precision: Precision, found: Agreement, bounds: Bounds, parts: Parts) -> str:

@@ -445,7 +445,7 @@ BAD = {
     _second_input: "the graph takes 2 inputs (x, mask); a classifier of pictures takes one",
     _integers: "the graph takes bytes as uint8; it must take float32, already normalised",
     _no_logits: "is no (batch, labels): it is (batch, 25, 16)",
-    _branches: "If 'fork' could not be followed: its branches are graphs that depend on the picture",
+    _branches: "If 'fork' could not be followed: it is a branch or a loop that depends on the picture",
     _four_pictures: "the graph takes 4 pictures, no more and no fewer: export it with an open batch, or 1",
     _grey: "the graph takes 1 channels; pictures have 3",
     _of_its_own: "my.own::",

@@ -127,6 +127,25 @@ def test_an_overlay_is_what_the_answer_draws(server: Server, tmp_path: Path) -> 
         assert np.abs(np.asarray(shown, np.float32) - np.asarray(expected, np.float32)).mean() < 3
 
 
+@pytest.mark.parametrize("where", ["service", "local"])
+def test_why_a_class_is_a_line_and_a_picture_like_any_other(
+    server: Server, models: Path, tmp_path: Path, where: str
+) -> None:
+    """With and without a service."""
+    cat, out = ROOT / "examples/chelsea.jpg", tmp_path / "results.jsonl"
+    place = ["--url", server.url] if where == "service" else ["--local", "--models", models]
+    asked = ["--model", "tiny-cct", "--maps", "relevance", "--classes", "7,2", "--decimals", "9"]
+    classify(cat, *place, *asked, "--out", out, "--overlay", tmp_path)
+    (line,) = lines(out)
+    answer = Answer.model_validate(line["answer"])
+    assert [(one.name, one.class_index) for one in answer.maps] == [("relevance", 7), ("relevance", 2)]
+    with Client(server.url) as client:
+        expected = client.classify(cat, model="tiny-cct", maps="relevance", classes=("7", "2"), decimals=9)
+    for one, other in zip(answer.maps, expected.maps, strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=1e-4 * np.abs(other.values).max())
+    assert overlay_path(str(cat), tmp_path).is_file()
+
+
 @pytest.mark.parametrize(
     ("path", "place"),
     [

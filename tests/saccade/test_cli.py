@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from saccade import __version__
-from saccade.api import Answer
+from saccade.api import Answer, ClassifyOptions
 from saccade.cli import main
+from saccade.client import Effort
+from service.local import Local
 from tests.conftest import ROOT, Server
 
 COMMANDS = ["train", "describe", "export", "verify", "evaluate", "calibrate", "quantize", "overlay", "classify"]
@@ -106,6 +108,49 @@ def test_overlay_draws_the_class_that_was_asked_for(
     assert "class map of tiny-resnet@1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "tiny-cct", "--map", "relevance"], "relevance map of tiny-cct@1 for {top}"),
+        (["--model", "tiny-cct", "--map", "grad_attention", "--class", "7"], "grad_attention map of tiny-cct@1 for 7"),
+        (["--model", "tiny-cct", "--class", "7"], "class map of tiny-cct@1 for 7"),
+        (["--model", "tiny-vit", "--class", "7"], "relevance map of tiny-vit@1 for 7"),
+        (["--model", "tiny-resnet", "--map", "grad_cam", "--class", "top1"], "grad_cam map of tiny-resnet@1 for {top}"),
+    ],
+)
+def test_overlay_draws_why_a_class(
+    options: list[str], said: str, models: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a map of the gradient, which is meant by --class alone where a model has no class map; as the service's answer
+    has it.
+    """
+    out = picture.with_name("why.png")
+    assert main(["overlay", str(picture), "--models", str(models), "--out", str(out), *options]) == 0
+    printed = capsys.readouterr().out
+    top = printed.split(": ")[1].split()[0]
+    assert printed.endswith(f"{said.format(top=top)}\n")
+    name, model = said.split(maxsplit=1)[0], options[1]
+    with Local(models / model / "1") as local:
+        asked = ClassifyOptions(maps=name, classes=("7" if "7" in options else "top1",), decimals=9)
+        answer = Answer.model_validate_json(local.asking(asked)(picture.read_bytes(), Effort()))
+    (entry,) = answer.maps
+    drawn = answer.overlay(name, entry.class_index, picture=picture)
+    with Image.open(out) as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(drawn))
+
+
+def test_overlay_refuses_a_class_for_a_map_that_is_of_none(
+    models: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a model that can have no map of a class."""
+    out = picture.with_name("map.png")
+    words = refused(
+        capsys, "overlay", str(picture), "--model", "tiny-cct", "--models", str(models), "--out", str(out),
+        "--map", "rollout", "--class", "7",
+    )  # fmt: skip
+    assert "--class belongs to the class map and to maps of the gradient, not to --map rollout" in words
+
+
 def test_overlay_turns_a_photograph_upright(models: Path, picture: Path) -> None:
     block = Image.Exif()
     block[274] = 6
@@ -123,7 +168,7 @@ def test_overlay_turns_a_photograph_upright(models: Path, picture: Path) -> None
         ({"--model": "absent"}, "no model 'absent'"),
         ({"--model": "tiny-cct@9"}, "there are: tiny-cct@1"),
         ({"--models": "no/such/folder"}, "no folder of models at no/such/folder"),
-        ({"--map": "saliency"}, "maps must be none, or of pooling, rollout and class"),
+        ({"--map": "saliency"}, "maps must be none, or of pooling, rollout, class, relevance"),
         ({"--map": "none"}, "there are 0: give --map"),
         ({"--map": "rollout,pooling"}, "there are 2"),
         ({"--model": "tiny-resnet", "--map": "rollout"}, "has no map 'rollout'"),

@@ -346,6 +346,19 @@ def test_one_of_several_maps_is_drawn_by_name_and_class(client: Client, pixels: 
         answer.overlay(class_index=5)
 
 
+def test_why_a_class_is_asked_for_as_any_map_and_drawn(client: Client, pixels: NDArray[np.uint8]) -> None:
+    """By the number of the class, as the answer resolved it; two classes, two pictures."""
+    answer = client.classify(pixels, model="tiny-vit", maps="relevance,rollout", classes=("3", "7"))
+    assert [(one.name, one.class_index) for one in answer.maps] == [
+        ("relevance", 3), ("relevance", 7), ("rollout", None),
+    ]  # fmt: skip
+    third, seventh = (np.asarray(answer.overlay(name="relevance", class_index=index)) for index in (3, 7))
+    assert not np.array_equal(third, seventh)
+    assert all(one.note is None for one in answer.maps)
+    with pytest.raises(InvalidParameter, match=r"relevance map of class 3, relevance map of class 7, rollout map$"):
+        answer.overlay("relevance", 5)
+
+
 def test_an_answer_from_a_file_needs_its_picture(client: Client, pixels: NDArray[np.uint8]) -> None:
     """Results read from a disk can be drawn too, but not over another picture."""
     answer = client.classify(pixels)

@@ -22,7 +22,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.reference import rebuild
-from saccade.bundle import Bundle, open_bundle, update_bundle
+from saccade.bundle import GRAPH, Bundle, open_bundle, update_bundle
 from saccade.decode import decode
 from saccade.preprocess import preprocess
 from service.app import Service, create_app_for
@@ -249,10 +249,12 @@ class Scene:
         self.thread.join()
 
 
-def hanging_bundle(models: Path, folder: Path) -> Bundle:
-    """A copy of tiny-resnet whose graph never ends on a picture of one colour: a real run of the engine that hangs."""
+def hanging_bundle(models: Path, folder: Path, file: str = GRAPH, *, always: bool = False) -> Bundle:
+    """A copy of tiny-resnet whose graph never ends on a picture of one colour, or on any: a real run of the engine that
+    hangs.
+    """
     bundle = copy_bundle(models, "tiny-resnet", folder)
-    model = onnx.load(bundle.graph, load_external_data=False)
+    model = onnx.load(bundle.folder / file, load_external_data=False)
     (last,) = [node for node in model.graph.node if "logits" in node.output]
     last.output[0] = "honest_logits"
     more = helper.make_node("Add", ["turns", "one"], ["turns_after"])
@@ -278,14 +280,16 @@ def hanging_bundle(models: Path, folder: Path) -> Bundle:
             helper.make_node("Equal", ["brightest", "darkest"], ["even"]),
             helper.make_node("Cast", ["even"], ["even_number"], to=TensorProto.INT64),
             helper.make_node("ReduceMin", ["even_number"], ["one_colour"], keepdims=0),
+            helper.make_node("Constant", [], ["always"], value_int=int(always)),
+            helper.make_node("Max", ["one_colour", "always"], ["hangs"]),
             helper.make_node("Constant", [], ["for_ever"], value_int=2**60),
-            helper.make_node("Mul", ["one_colour", "for_ever"], ["most_turns"]),
+            helper.make_node("Mul", ["hangs", "for_ever"], ["most_turns"]),
             helper.make_node("Constant", [], ["nothing"], value_float=0.0),
             helper.make_node("Loop", ["most_turns", "", "nothing"], ["waste"], body=body),
             helper.make_node("Add", ["honest_logits", "waste"], ["logits"]),
         ]
     )
-    update_bundle(bundle, {}, {"model.onnx": model.SerializeToString()})
+    update_bundle(bundle, {}, {file: model.SerializeToString()})
     return open_bundle(bundle.folder)
 
 

@@ -1558,3 +1558,91 @@ def test_each_run_is_counted_once_with_its_size() -> None:
         assert [answer.run_s for answer in answers] == [meter.seconds[0], *[meter.seconds[1]] * 3]
 
     asyncio.run(scene())
+
+
+# --- maps of the gradient
+
+
+@pytest.mark.parametrize("workers", [1, None])
+def test_images_with_as_many_classes_share_a_batch_and_each_has_its_own_classes(workers: int | None) -> None:
+    """The first that waits, and of those behind it who asks for as many; the others keep their places, in order."""
+    asked = [(), (3,), (), (-1, -2), (5,), (), (0, 1), (7, 8, 9)]
+
+    async def scene() -> None:
+        runner, meter = Echo(shut=True), Counts()
+        with batching(runner, workers=workers, meter=meter) as batcher:
+            tasks = [submit(batcher, 100)]
+            await reached(runner)
+            tasks += [submit(batcher, number, class_index=one) for number, one in enumerate(asked)]
+            await queued(batcher, len(asked))
+            runner.gate.set()
+            answers = await asyncio.gather(*tasks)
+        expected = [[100], [0, 2, 5], [1, 4], [3, 6], [7]]
+        if workers is None:  # those that it decodes itself it takes one by one, as long as a run lasts
+            assert [number for batch in runner.batches for number in batch][1] == 0
+            assert all(len({len(asked[int(number)]) for number in batch}) == 1 for batch in runner.batches[1:])
+        else:
+            assert runner.batches == expected
+            assert meter.explained == [0, 0, 1, 2, 3]
+        for batch, classes in zip(runner.batches[1:], runner.classes[1:], strict=True):
+            own = [list(asked[int(number)]) for number in batch]
+            assert classes == (own if own[0] else None)
+        assert [number_of(answer) for answer in answers] == [100, *range(len(asked))]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [(1, [4, 3]), (2, [2, 2, 2, 1]), (3, [1] * 7), (9, [1] * 7)])
+def test_a_batch_has_fewer_images_the_more_classes_they_have(classes: int, sizes: list[int]) -> None:
+    """So that it takes no more memory than one of labels; one image runs always."""
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, max_batch=4) as batcher:
+            tasks = [submit(batcher, 0)]
+            await reached(runner)
+            tasks += [submit(batcher, number, class_index=tuple(range(classes))) for number in range(1, 8)]
+            await queued(batcher, 7)
+            runner.gate.set()
+            await asyncio.gather(*tasks)
+        assert [len(batch) for batch in runner.batches[1:]] == sizes
+        assert [number for batch in runner.batches for number in batch] == list(range(8))
+
+    asyncio.run(scene())
+
+
+def test_neither_labels_nor_maps_starve_behind_each_other() -> None:
+    """While one kind keeps coming, the first of the other runs in its turn: who waits longest is next."""
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, max_batch=2) as batcher:
+            tasks = [submit(batcher, 0)]
+            await reached(runner)
+            kinds = [(), (1,), (), (), (2,), (), (), (3,), ()]
+            tasks += [submit(batcher, number, class_index=one) for number, one in enumerate(kinds, 1)]
+            await queued(batcher, len(kinds))
+            runner.gate.set()
+            await asyncio.gather(*tasks)
+        assert runner.batches == [[0], [1, 3], [2, 5], [4, 6], [7, 9], [8]]
+
+    asyncio.run(scene())
+
+
+def test_who_waits_for_company_waits_for_his_kind() -> None:
+    """A batch is full once there are as many as run together; others that wait are no company."""
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, max_batch=4, max_wait_s=3600) as batcher:
+            pairs = [submit(batcher, number, class_index=(1, 2)) for number in (1, 2)]
+            assert [number_of(answer) for answer in await asyncio.gather(*pairs)] == [1, 2]
+            one = submit(batcher, 3, class_index=(1,))
+            others = [submit(batcher, number) for number in (4, 5, 6)]
+            await queued(batcher, 4)
+            last = [submit(batcher, number, class_index=(1,)) for number in (7, 8, 9)]
+            await asyncio.gather(one, *last)
+            await asyncio.gather(*others, submit(batcher, 10))
+        assert runner.batches == [[1, 2], [3, 7, 8, 9], [4, 5, 6, 10]]
+
+    asyncio.run(scene())

@@ -1,14 +1,18 @@
 """Numbers on their way into JSON."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from saccade.api import ClassifyOptions
+from saccade.bundle import open_bundle
 from saccade.errors import InferenceFailed
 from saccade.scores import to_scores
 from service.encode import to_json
-from service.postprocess import rounded
+from service.postprocess import NO_PATCH, gradient_maps, labels, rounded, top
+from service.selection import select
 
 GENERATOR = np.random.default_rng(3)
 
@@ -56,3 +60,34 @@ def test_softmax_survives_large_logits(shift: float) -> None:
     assert moved.sum() == pytest.approx(1)
     if abs(shift) < 1e6:
         np.testing.assert_allclose(moved, powers / powers.sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_labels_stand_in_the_order_of_logits_where_scores_are_equal(models: Path, classes: int) -> None:
+    """A sigmoid's end is one number for many logits; equal logits stand by their index, as in the graph."""
+    logits = np.full(classes, -5, np.float32)
+    logits[:3] = 40, 50, 40
+    scores = to_scores(logits, "sigmoid", 1.0)
+    assert scores[0] == scores[1] == 1
+    order = top(logits, 4)
+    assert order.tolist() == [1, 0, 2, 3][:classes]
+    manifest = open_bundle(models / "tiny-cct" / "1").manifest
+    selection = select(manifest, ClassifyOptions(), 2**20)
+    assert [one["index"] for one in labels(manifest, scores, order[:3], selection)] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-12, 1e-38, 0.0])
+def test_a_map_of_the_gradient_keeps_its_digits_and_says_where_it_is_zero(models: Path, scale: float) -> None:
+    """However small its values are; the ranks of its classes are resolved."""
+    manifest = open_bundle(models / "tiny-cct" / "1").manifest
+    options = ClassifyOptions(maps="relevance", classes=("topk",), top_k=2, decimals=3)
+    values = np.array([np.linspace(0, 0.7, 64), np.zeros(64)], np.float32) * np.float32(scale)
+    order = np.array([4, 9])
+    whole, nothing = gradient_maps(
+        manifest, select(manifest, options, 2**20), "relevance", {"relevance": values}, order
+    )
+    assert [one["class_index"] for one in (whole, nothing)] == [4, 9]
+    assert nothing["note"] == NO_PATCH == "no patch argued for this class: the map is zero everywhere"
+    assert ("note" in whole) == (scale == 0)
+    expected = np.linspace(0, 0.7, 64).round(3).reshape(8, 8) * scale
+    np.testing.assert_allclose(json.loads(to_json({"v": whole["values"]}))["v"], expected, atol=1e-6 * scale)

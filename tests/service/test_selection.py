@@ -23,8 +23,8 @@ def combinations(name: str) -> list[dict[str, Any]]:
         for layers, heads, rows in itertools.product(("last", "all"), ("mean", "all", "1,0"), ("all", "pool", "0,3"))
     ]  # fmt: skip
     maps = {
-        "tiny-cct": ["none", "pooling,rollout,class"], "tiny-vit": ["none", "rollout"],
-        "tiny-vit-mean": ["class", "rollout"], "tiny-resnet": ["none", "class"],
+        "tiny-cct": ["none", "pooling,rollout,class"], "tiny-vit": ["none", "rollout,relevance"],
+        "tiny-vit-mean": ["class,grad_attention", "rollout"], "tiny-resnet": ["none", "class,grad_cam"],
     }[name]  # fmt: skip
     return [
         {**one, "maps": map_, "classes": classes, "decimals": decimals, "top_k": top_k}
@@ -103,6 +103,30 @@ def test_only_the_outputs_that_the_answer_needs_are_fetched(
     """Labels alone cost labels alone."""
     manifest = open_bundle(models / "tiny-cct" / "1").manifest
     assert select(manifest, ClassifyOptions(**query), UNBOUNDED).outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("query", "class_index"),
+    [
+        ({"maps": "relevance"}, (-1,)),
+        ({"maps": "class,grad_attention", "classes": "topk", "top_k": "3"}, (-1, -2, -3)),
+        ({"maps": "relevance", "classes": "topk", "top_k": "100"}, tuple(range(-1, -11, -1))),
+        ({"maps": "relevance,class", "classes": "7,0,7"}, (7, 0)),
+        ({"maps": "class", "classes": "7,0"}, ()),
+        ({"maps": "rollout"}, ()),
+        ({}, ()),
+    ],
+)
+def test_classes_are_asked_of_the_graph_where_a_map_of_the_gradient_is(
+    models: Path, query: dict[str, str], class_index: tuple[int, ...]
+) -> None:
+    """By rank where they are only known once the graph has run; none where labels and other maps are all."""
+    manifest = open_bundle(models / "tiny-cct" / "1").manifest
+    selection = select(manifest, ClassifyOptions.from_query(query.items()), UNBOUNDED)
+    assert selection.class_index == class_index
+    assert {"relevance", "grad_attention"} & {*selection.outputs} == {*query.get("maps", "").split(",")} - {
+        "class", "rollout", "",
+    }  # fmt: skip
 
 
 def test_the_same_layer_head_or_row_given_twice_comes_once(models: Path) -> None:

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from saccade.bundle import Bundle, open_bundle, update_bundle
+from saccade.bundle import RELEVANCE, Bundle, open_bundle, update_bundle
 from saccade.errors import BundleError, SettingsError
 from service.app import create_app
 from service.session import OnnxRunner, load_head
@@ -117,3 +117,39 @@ def test_stop_ends_a_run_that_hangs_in_the_engine(models: Path, tmp_path: Path) 
     assert not thread.is_alive()
     assert len(ends) == 1
     assert "terminate" in ends[0]
+
+
+def test_a_runner_that_hangs_in_relevance_leaves_its_session_to_the_one_in_its_place(
+    models: Path, tmp_path: Path
+) -> None:
+    """The session for labels was not in use; one that is in use is never handed on."""
+    bundle = hanging_bundle(models, tmp_path, RELEVANCE)
+    relevance = onnxruntime.InferenceSession(str(bundle.relevance), providers=CPU)
+    runner, other = (OnnxRunner(bundle, CPU, 1, explaining=lambda: relevance) for _ in range(2))
+    ends: list[str] = []
+    began = threading.Event()
+
+    def hang() -> None:
+        began.set()
+        try:
+            runner.run(pixels_of(bundle, 0.0), ("logits",), np.array([[-1]]))
+        except Exception as error:
+            ends.append(str(error))
+
+    thread = threading.Thread(target=hang, daemon=True)
+    thread.start()
+    assert began.wait(30)
+    thread.join(0.5)
+    assert thread.is_alive()
+    runner.stop()
+    spare = runner.spare()
+    assert spare is not None
+    pixels = pixels_of(bundle)
+    expected = other.run(pixels, ("logits",))["logits"]
+    assert other.spare() is None
+    for asked in (None, np.array([[-1]])):
+        np.testing.assert_allclose(spare.run(pixels, ("logits",), asked)["logits"], expected, atol=1e-5)
+    thread.join(30)
+    assert "terminate" in ends[0]
+    with pytest.raises(Exception, match="terminate"):
+        runner.run(pixels, ("logits",))

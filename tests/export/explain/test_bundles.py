@@ -154,11 +154,11 @@ def test_a_changed_relevance_file_is_found(copy: Callable[[str], Bundle]) -> Non
     """At the service's golden check, and by `verify`, even with its checksum restated."""
     bundle = copy("tiny-vit")
     model = ir.load(bundle.relevance)
-    relus = [node for node in model.graph if node.op_type == "Relu"]
-    ir.convenience.replace_nodes_and_values(
-        model.graph, relus[-1], [relus[-1]], [abs_ := ir.node("Abs", [relus[-1].inputs[0]])],
-        relus[-1].outputs, abs_.outputs,
-    )  # fmt: skip
+    last = next(value for value in model.graph.outputs if value.name == "relevance").producer()
+    assert last is not None
+    root = ir.node("Sqrt", [last.inputs[0]])
+    model.graph.insert_before(last, root)
+    last.replace_input_with(0, root.outputs[0])
     ir.save(model, bundle.relevance)
     with pytest.raises(BundleError, match=r"relevance\.onnx has \d+ bytes; the manifest says"):
         open_bundle(bundle.folder)
@@ -175,3 +175,22 @@ def test_a_bundle_without_the_file_that_it_promises_is_refused(copy: Callable[[s
     bundle.relevance.unlink()
     with pytest.raises(BundleError, match=r"could not read .*relevance\.onnx"):
         open_bundle(bundle.folder)
+
+
+def test_the_command_adds_it_to_a_bundle_by_name(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does to a file; an option of the other kind is refused."""
+    publish(runs["tiny-resnet"], tmp_path, "plain", relevance=False)
+    models = ["--models", str(tmp_path)]
+    assert main(["relevance", "plain", *models]) == 0
+    assert "grad_cam        yes, 4 x 4" in capsys.readouterr().out
+    gradients = open_bundle(tmp_path / "plain" / "1").manifest.maps.gradients
+    assert gradients is not None
+    assert gradients.names == ("grad_cam",)
+    assert main(["relevance", "plain", *models, "--logits", "logits"]) == 2
+    assert "--logits says nothing of a bundle, plain" in capsys.readouterr().err
+    assert main(["relevance", "absent.onnx", *models]) == 2
+    assert "--models says nothing of an ONNX file, absent.onnx" in capsys.readouterr().err
+    assert main(["relevance", "absent", *models]) == 2
+    assert "no model 'absent'" in capsys.readouterr().err

@@ -23,12 +23,14 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def write(net: torch.nn.Module, size: tuple[int, int], path: Path, how: str, opset: int = 18) -> Path:
-    """`how`: open, raw (not optimised) or fixed (torch.export, batch open or 1), or script (TorchScript, open)."""
-    example = torch.zeros(1 if how == "fixed" else 2, 3, *size)
+    """`how`: open, raw (not optimised) or fixed (torch.export, batch open or 1), or script or one (TorchScript,
+    open or 1).
+    """
+    example = torch.zeros(1 if how in ("fixed", "one") else 2, 3, *size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     options: dict[str, Any] = {"verbose": False, "input_names": ["x"], "opset_version": opset}
-    if how == "script":
-        options |= {"dynamo": False, "dynamic_axes": {"x": {0: "n"}}}
+    if how in ("script", "one"):
+        options |= {"dynamo": False, "dynamic_axes": {"x": {0: "n"}} if how == "script" else None}
     else:
         options |= {"dynamo": True, "external_data": False}
         options["dynamic_shapes"] = {"x": {0: torch.export.Dim("n")}} if how in ("open", "raw") else None

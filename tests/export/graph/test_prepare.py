@@ -146,5 +146,5 @@ def test_a_branch_that_hangs_on_the_number_of_pictures_is_refused(
 ) -> None:
     """An answer must not depend on how many were asked for: neither branch stands for both."""
     net, path = case("BertVit", "script")
-    with pytest.raises(DataError, match="If 'fork' could not be followed: its branches are graphs that depend on the"):
+    with pytest.raises(DataError, match="If 'fork' could not be followed: it is a branch or a loop that depends"):
         exposed(forked(path, tmp_path / "forked.onnx", *shape_is(0, 1)), net.size)

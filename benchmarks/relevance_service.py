@@ -1,0 +1,155 @@
+"""What maps of the gradient cost those who do not ask for them, and those who do, in a running service.
+
+    python -m benchmarks.relevance_service [--rounds 7] [--seconds 5] [--callers 16] [--works cct vit-ti]
+
+In pairs. Labels from a service whose relevance.onnx is open, against one with SACCADE_RELEVANCE=off. A single caller
+with `maps=relevance`, for one class and for five, against labels. And how long labels take while as many callers again
+ask for relevance, against as many again who ask for labels.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.contestants import Ours
+from benchmarks.entrants import Figures, LiveServer
+from benchmarks.load import Load, closed
+from benchmarks.stats import Ratio, paired_ratio
+from benchmarks.works import CACHE, QUERIES, Work, works
+from saccade.bundle import GOLDEN, RELEVANCE, WEIGHTS, open_bundle, update_bundle
+
+LABELS = QUERIES["labels"]
+ONE, FIVE = "maps=relevance", "maps=relevance&classes=topk&top_k=5"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--works", nargs="+", default=["cct", "vit-ti"])
+    options = parser.parse_args()
+    known = works()
+    for name in options.works:
+        work = explained(known[name])
+        with_, without = (
+            LiveServer(Ours("ours", "the service"), work, "labels", {"relevance": relevance}, CACHE)
+            for relevance in ("start", "off")
+        )
+        try:
+            pay_nothing(work, with_, without, options.rounds, options.seconds, options.callers)
+            with_.running.resume()
+            cost(work, with_.running.url, options.rounds, options.seconds)
+            beside(work, with_.running.url, options.rounds, options.seconds, options.callers // 2)
+        finally:
+            with_.stop()
+            without.stop()
+
+
+def explained(work: Work) -> Work:
+    """The work on a bundle with relevance.onnx: its own, or a copy in the cache where it has none."""
+    if open_bundle(work.bundle).manifest.maps.gradients is not None:
+        return work
+    folder = CACHE.absolute() / "explained" / work.bundle.parent.name / work.bundle.name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            made = Path(place) / work.bundle.parent.name / work.bundle.name
+            shutil.copytree(work.bundle, made)
+            add_relevance(made)
+            made.rename(folder)
+    return work._replace(name=f"{work.name}-explained", bundle=folder)  # whose name has a folder of models
+
+
+def add_relevance(folder: Path) -> None:
+    """Golden values are what relevance.onnx gives here: speed does not depend on them."""
+    from export.explain.build import write_relevance
+    from export.runtime import open_graph, open_relevance
+    from saccade.golden import golden_file
+
+    bundle = open_bundle(folder)
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copyfile(bundle.weights, Path(place) / WEIGHTS)
+        maps = write_relevance(bundle, Path(place))
+        assert maps.gradients is not None
+        manifest = bundle.manifest.model_copy(update={"maps": maps})
+        graph = Path(place) / RELEVANCE
+        golden = golden_file(manifest, open_graph(bundle.graph), open_relevance(graph))
+        tolerance = {
+            provider: {**kinds, **dict.fromkeys(maps.gradients.names, 1e-3)}
+            for provider, kinds in manifest.tolerance.items()
+        }
+        update_bundle(bundle, {"maps": maps, "tolerance": tolerance}, {RELEVANCE: graph.read_bytes(), GOLDEN: golden})
+
+
+def pay_nothing(work: Work, with_: LiveServer, without: LiveServer, rounds: int, seconds: int, callers: int) -> None:
+    """Prints ratios, with over without, of images a second, the median time and the CPU time of an image: of many
+    callers, and of one.
+    """
+    for count in (callers, 1):
+        found: Mapping[bool, list[Figures]] = {True: [], False: []}
+        for number in range(rounds):
+            pair = ((True, with_), (False, without))
+            for key, live in pair if number % 2 else reversed(pair):
+                figures = live.measure(count, seconds)
+                assert not figures.failed
+                found[key].append(figures)
+        rate, time, cpu = (
+            _said(paired_ratio(*([getattr(one, name) for one in found[key]] for key in (True, False))))
+            for name in ("throughput", "p50_s", "cpu_s")
+        )
+        print(f"{work.name}: labels with relevance.onnx open / off, callers: {count}: {rate} images/s, {time} median "
+              f"time, {cpu} CPU time", flush=True)  # fmt: skip
+
+
+def cost(work: Work, url: str, rounds: int, seconds: int) -> None:
+    """Prints the ratio of a single caller's median times: relevance for one class and for five, over labels."""
+    found: dict[str, list[float]] = {query: [] for query in (LABELS, ONE, FIVE)}
+    for _ in range(rounds):
+        for query, times in found.items():
+            times.append(_p50(_ask(work, url, query, 1, seconds)))
+    for query in (ONE, FIVE):
+        print(f"{work.name}: {query} / labels, 1 caller: {_said(paired_ratio(found[query], found[LABELS]))} median "
+              "time", flush=True)  # fmt: skip
+
+
+def beside(work: Work, url: str, rounds: int, seconds: int, callers: int) -> None:
+    """Prints the median and the 99th percentile of labels beside callers of relevance, over those beside callers of
+    labels.
+    """
+    p50: dict[str, list[float]] = {LABELS: [], ONE: []}
+    p99: dict[str, list[float]] = {LABELS: [], ONE: []}
+    with ThreadPoolExecutor(1) as aside:
+        for _ in range(rounds):
+            for query in (LABELS, ONE):
+                others = aside.submit(_ask, work, url, query, callers, seconds)
+                load = _ask(work, url, LABELS, callers, seconds)
+                others.result()
+                p50[query].append(_p50(load))
+                assert load.p99_s is not None
+                p99[query].append(load.p99_s)
+    print(f"{work.name}: labels of {callers} callers, beside {callers} of relevance / beside {callers} of labels: "
+          f"{_said(paired_ratio(p50[ONE], p50[LABELS]))} median time, {_said(paired_ratio(p99[ONE], p99[LABELS]))} "
+          "99th percentile", flush=True)  # fmt: skip
+
+
+def _ask(work: Work, url: str, query: str, callers: int, seconds: int) -> Load:
+    load = closed(f"{url}/v1/classify?{query}", work.picture, work.media_type, callers, seconds)
+    assert load.ok == load.requests
+    return load
+
+
+def _p50(load: Load) -> float:
+    assert load.p50_s is not None
+    return load.p50_s
+
+
+def _said(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+if __name__ == "__main__":
+    main()

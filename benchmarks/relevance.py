@@ -53,10 +53,11 @@ def bundles() -> dict[str, Bundle]:
         "cifar10-hybrid-s": ROOT / "models/cifar10-hybrid-s/1",
         "ViT-Ti/16": works(CACHE)["vit-ti"].bundle,
     }
-    return {name: _with_relevance(open_bundle(folder)) for name, folder in found.items()}
+    return {name: with_relevance(open_bundle(folder)) for name, folder in found.items()}
 
 
-def _with_relevance(bundle: Bundle) -> Bundle:
+def with_relevance(bundle: Bundle) -> Bundle:
+    """The bundle, or a copy of it in the cache that has relevance.onnx."""
     if bundle.manifest.maps.gradients is not None:
         return bundle
     folder = CACHE / "relevance" / bundle.manifest.name

@@ -8,6 +8,15 @@ Results = Mapping[str, Any]
 FEW = 8
 """Operators that are named; the others are added up."""
 
+TIMES = """*Labels alone*: milliseconds a run. *1 class* and *3 classes*: the time of labels and maps over it, in the same
+round. *Each further class*: what it adds, in runs of labels alone."""
+MEMORY = """Anonymous memory of a process beyond that before its sessions, in MiB, and in brackets over that with the labels'
+session alone: both sessions open, and once each has run a picture, with what runs keep for the next. *If copied*: the
+maps' session with ONNX Runtime's defaults, which keep copies of the weights in the layout of their operators; and the
+time of a run of all maps then, over that of one as the service opens it (one picture, one thread)."""
+OPERATORS = """Where the time goes, one picture, one class, one thread, in shares of a run of labels alone, by type of
+operator:"""
+
 
 def cost_section(results: Results) -> str:
     """All of what maps cost: time, memory, where the time goes."""
@@ -26,20 +35,7 @@ def cost_section(results: Results) -> str:
         [_memory(name, one) for name, one in models.items()],
     )  # fmt: skip
     operators = "\n".join(f"- {name}: {_operators(one)}" for name, one in models.items())
-    return "\n\n".join([
-        head, times,
-        "*Labels alone*: milliseconds a run. *1 class* and *3 classes*: the time of labels and maps over it, in the same\n"
-        "round. *Each further class*: what it adds, in runs of labels alone.",
-        memory,
-        "Anonymous memory of a process beyond that before its sessions, in MiB, and in brackets over that with the\n"
-        "labels' session alone: both sessions open, and once each has run a picture, with what runs keep for the next.\n"
-        "*If copied*: the maps' session with ONNX Runtime's defaults, which keep copies of the weights in the layout of\n"
-        "their operators; and the time of a run of all maps then, over that of one as the service opens it (one picture,\n"
-        "one thread).",
-        "Where the time goes, one picture, one class, one thread, in shares of a run of labels alone by type of\n"
-        "operator:",
-        operators,
-    ])  # fmt: skip
+    return "\n\n".join([head, times, TIMES, memory, MEMORY, OPERATORS, operators])
 
 
 def _coverage(models: Results) -> float:

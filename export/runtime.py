@@ -37,8 +37,10 @@ def open_graph(
 def open_relevance(graph: Path | bytes, *, threads: int = 0, folder: Path | None = None) -> Explain:
     """As open_graph, of a relevance.onnx: (n, 3, H, W) and class_index (n, k) -> all that it gives."""
     session = _session(graph, threads, optimised=True, folder=folder)
-    names, (pixel_values, class_index) = [output.name for output in session.get_outputs()], session.get_inputs()
-    return lambda pixels, classes: _run(session, names, {pixel_values.name: pixels, class_index.name: classes})
+    names = [output.name for output in session.get_outputs()]
+    pixel_values, class_index, *switches = (one.name for one in session.get_inputs())
+    on = dict.fromkeys(switches, np.array(True))
+    return lambda pixels, classes: _run(session, names, {pixel_values: pixels, class_index: classes, **on})
 
 
 def _session(graph: Path | bytes, threads: int, optimised: bool, folder: Path | None) -> onnxruntime.InferenceSession:

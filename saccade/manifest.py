@@ -4,6 +4,7 @@ Every type is frozen and refuses unknown keys, so a typo or a manifest of a late
 first request.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,12 @@ Scores = Literal["softmax", "sigmoid"]
 Precision = Literal["float32", "float16", "int8"]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+SWITCHES: dict[str, tuple[GradientMapName, ...]] = {
+    "with_relevance": ("relevance", "grad_attention"), "with_legrad": ("legrad",),
+}  # fmt: skip
+"""Inputs of relevance.onnx, a bool each, and the maps that they are for: ONNX Runtime works out all outputs of a graph,
+whichever are asked for."""
 
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest that scores may have: beyond them a fit says that there is none."""
@@ -167,6 +174,16 @@ class GradientMaps(Frozen):
     """Rows and columns of patches."""
     layers: tuple[str, ...] = ()
     """Attention outputs that they are made of: the last ones, where layers differ in grid."""
+
+    def switches(self, outputs: Collection[str]) -> dict[str, bool]:
+        """Those of SWITCHES that relevance.onnx has, which it must be given; true where one of `outputs` hangs on it.
+        Where one is false, its maps are empty.
+        """
+        return {
+            switch: any(name in outputs for name in maps)
+            for switch, maps in SWITCHES.items()
+            if any(name in self.names for name in maps)
+        }
 
 
 class Maps(Frozen):

@@ -14,7 +14,7 @@ _BESIDE = 20 * 2**20
 """Beside process and models: code that cannot leave memory while it runs, small pictures and answers of some callers,
 and a container's health check. Measured on the shipped model and sixteen callers: killed at 80 MiB, not at 84."""
 _RELEVANCE = 6 * 2**20
-"""A session of relevance.onnx with its golden run, without weights; measured on the shipped models, 5 to 8 MiB."""
+"""A session of relevance.onnx with its golden run, without weights; measured on the shipped models, 3 to 7 MiB."""
 _A_PIXEL = 16
 """Bytes at most, of a picture while it is decoded: a WebP's; docs/robustness.md has the other formats."""
 _GROWTH = 1.25

@@ -32,6 +32,7 @@ from service.session import (
     open_session,
     output_shapes,
     run_golden,
+    switches_of,
 )
 
 log = logging.getLogger("saccade.relevance")
@@ -126,10 +127,10 @@ class Relevance:
     def _run_golden(
         self, session: onnxruntime.InferenceSession, pixels: Floats, class_index: Indices
     ) -> dict[str, Floats]:
-        feed = {"pixel_values": pixels, CLASS_INDEX: class_index}
-        names = list(self._shapes)
+        names, manifest = list(self._shapes), self._bundle.manifest
+        feed = {"pixel_values": pixels, CLASS_INDEX: class_index, **switches_of(manifest, names)}
         return run_golden(
-            self._bundle.manifest,
+            manifest,
             self._shapes,
             lambda: dict(zip(names, session.run(names, feed, self._options), strict=True)),
         )
@@ -142,4 +143,5 @@ def left_out(bundle: Bundle, provider: str) -> tuple[str, ...]:
 
 
 def _inputs(manifest: Manifest) -> dict[str, tuple[str, list[int | str]]]:
-    return {**inputs_of(manifest), CLASS_INDEX: ("tensor(int64)", ["batch", "k"])}
+    switches: dict[str, tuple[str, list[int | str]]] = dict.fromkeys(switches_of(manifest, ()), ("tensor(bool)", []))
+    return {**inputs_of(manifest), CLASS_INDEX: ("tensor(int64)", ["batch", "k"]), **switches}

@@ -79,7 +79,7 @@ class OnnxRunner:
         if class_index is not None:
             assert self._explaining is not None
             session = self._explaining()
-            feed[CLASS_INDEX] = class_index
+            feed |= {CLASS_INDEX: class_index, **switches_of(self._manifest, outputs)}
         return dict(zip(outputs, session.run(list(outputs), feed, self._options), strict=True))
 
     def stop(self) -> None:
@@ -97,6 +97,12 @@ class OnnxRunner:
 
     def _run_golden(self, pixels: Floats) -> dict[str, Floats]:
         return run_golden(self._manifest, self._shapes, lambda: self.run(pixels, self._manifest.outputs))
+
+
+def switches_of(manifest: Manifest, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Further inputs of relevance.onnx, for these outputs."""
+    maps = manifest.maps.gradients
+    return {} if maps is None else {name: np.array(on) for name, on in maps.switches(outputs).items()}
 
 
 def open_session(

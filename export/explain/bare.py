@@ -121,7 +121,11 @@ def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[
     pooling = None if reading is None else reading.pooling
     classifier = Classifier(name, seen.logits, seen.classes, seen.layers, attention, pooling, weights)
     before = len(model.graph.outputs)
-    explained = add_relevance(model, classifier)
+    try:
+        explained = add_relevance(model, classifier)
+    except BundleError as error:
+        unused = [f"{row.where} is not used: {row.why_not}" for row in seen.rows if row.why_not]
+        raise BundleError("; ".join([str(error), *unused[:1]])) from error
     error = check_gradients(model, explained.derivatives)
     model.graph.outputs[:] = [*graph.theirs, *model.graph.outputs[before:]]
     common.RemoveUnusedNodesPass()(model)  # what was checked by, and is no output, among others

@@ -1,11 +1,11 @@
 """relevance.onnx: all that model.onnx gives, and maps of the gradient of any class, on the same weights."""
 
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
 from export.explain.check import check_gradients
+from export.explain.gate import gate_maps
 from export.explain.relevance import Classifier, add_relevance, possible
 from saccade.bundle import RELEVANCE, Bundle
 from saccade.errors import BundleError
@@ -30,18 +30,6 @@ def unexplained(bundle: Bundle, reason: str) -> Bundle:
     )
 
 
-def check_made(bundle: Bundle) -> None:
-    """Makes relevance.onnx again of model.onnx, gradients checked. Raises BundleError where the file is another."""
-    with tempfile.TemporaryDirectory() as place:
-        maps = write_relevance(bundle, Path(place))
-        if (Path(place) / RELEVANCE).read_bytes() == bundle.relevance.read_bytes() and maps == bundle.manifest.maps:
-            return
-    raise BundleError(
-        f"{bundle.relevance} is not what is made of {bundle.graph.name}: it was changed, or made by another version "
-        f"(saccade relevance {bundle.folder} makes it anew)"
-    )
-
-
 def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     """Writes relevance.onnx, whose weights are those of weights.safetensors beside it, into `folder`; gives the
     manifest's `maps` with it.
@@ -49,25 +37,31 @@ def write_relevance(bundle: Bundle, folder: Path) -> Maps:
     Its gradients are held to finite differences in float64 first (see `check_gradients`). Raises BundleError where the
     model can have no such map, or a gradient is wrong; then nothing is written.
     """
+    content, maps = _made(bundle)
+    (folder / RELEVANCE).write_bytes(content)
+    return maps
+
+
+def check_made(bundle: Bundle) -> None:
+    """Makes relevance.onnx again of model.onnx, gradients checked: the same version makes the same bytes each time.
+    Raises BundleError where the file is another.
+    """
+    content, maps = _made(bundle)
+    if content != bundle.relevance.read_bytes() or maps != bundle.manifest.maps:
+        raise BundleError(
+            f"{bundle.relevance} is not what is made of {bundle.graph.name}: it was changed, or made by another "
+            f"version (saccade relevance {bundle.folder} makes it anew)"
+        )
+
+
+def _made(bundle: Bundle) -> tuple[bytes, Maps]:
+    """(what relevance.onnx holds, the manifest's `maps`)."""
     model = ir.load(bundle.graph)
     explained = add_relevance(model, Classifier.of(model, bundle.manifest))
     try:
         check_gradients(model, explained.derivatives)
     except BundleError as error:
         raise BundleError(f"{bundle.manifest.id}: {error}") from error
-    (folder / RELEVANCE).write_bytes(_content(model))
-    return bundle.manifest.maps.model_copy(update={"gradients": explained.maps, "why_not": explained.why_not})
-
-
-def made_again(bundle: Bundle) -> bytes:
-    """What relevance.onnx holds if it was made of model.onnx by this version: the same bytes each time. Raises
-    BundleError where the model can have no map of gradients.
-    """
-    model = ir.load(bundle.graph)
-    add_relevance(model, Classifier.of(model, bundle.manifest))
-    return _content(model)
-
-
-def _content(model: ir.Model) -> bytes:
+    gate_maps(model)
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    return content
+    return content, bundle.manifest.maps.model_copy(update={"gradients": explained.maps, "why_not": explained.why_not})

@@ -28,8 +28,8 @@ def differentiate(
 
     `seeds` maps a value of shape (B, …), as the logits are, to its gradient (k, B, …); that of a wanted value of shape
     (B, …) has the shape (k, B, …). Of a value between others it is the whole gradient: what goes through it to earlier
-    wanted values is counted there too; but what uses one of `fixed` takes it for a constant. `model` has plain operators
-    of opset 20 (see `export.graph.prepare`).
+    wanted values is counted there too; but what uses one of `fixed` takes it for a constant. `model` has plain
+    operators of opset 20 (see `export.graph.prepare`).
 
     Raises BundleError, before anything is changed, where there is nothing to differentiate by or an operator on the
     way has no rule; and while it is changed, where a rule does not know an operator in this form.

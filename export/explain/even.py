@@ -1,15 +1,16 @@
-"""A gradient that is the same for every token, as that of their mean is: it is carried as one token as far as it goes."""
+"""A gradient that is the same for every token, as that of their mean is: carried as one token as far as it goes."""
 
 from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
+from export.explain.known import widened
 from export.graph.adder import Adder
 from export.graph.places import Places
 
 _ALONE = ("Gelu", "Relu", "HardSwish", "Tanh", "Sigmoid", "Erf", "Elu", "LeakyRelu", "Softplus", "Mul")
 """Rules of these multiply the gradient by something of each token, so that it may come as one."""
-_SAME = ("Identity", "Dropout", "Cast")
+_SAME = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear")
 
 
 class Even:
@@ -17,9 +18,17 @@ class Even:
     by weights, scales. Where that ends they are seeds for `differentiate`.
     """
 
-    def __init__(self, add: Adder, places: Places, axes: tuple[int, ...], on_the_way: Collection[ir.Value]) -> None:
-        """`axes`: of the tokens. `on_the_way`: values whose gradient is wanted by somebody."""
+    def __init__(
+        self,
+        add: Adder,
+        places: Places,
+        axes: tuple[int, ...],
+        on_the_way: Collection[ir.Value],
+        others: Collection[ir.Value],
+    ) -> None:
+        """`axes`: of the tokens. `on_the_way`: values whose gradient is wanted by somebody. `others`: see `widened`."""
         self._add, self._places, self._axes, self._way = add, places, axes, on_the_way
+        self._others = others
         self._passed: set[ir.Node] = set()
         self.seeds: dict[ir.Value, ir.Value] = {}
 
@@ -45,19 +54,15 @@ class Even:
             return None
         if node.op_type in _SAME or (node.op_type == "Add" and all(self._alike(one, result) for one in moved)):
             return {one: lambda: gradient for one in moved}
-        if len(moved) != 1 or len(node.inputs) != 2 or node.inputs[0] is not moved[0]:
-            return None
-        other = node.inputs[1]
+        other = node.inputs[1] if len(node.inputs) == 2 and [node.inputs[0]] == moved else None
         constant = self._places.constant(other)
-        assert other is not None
-        last = len(shape) - 1
-        if constant is None or last in self._axes:
+        if other is None or constant is None or len(shape) - 1 in self._axes:
             return None
         if node.op_type == "MatMul" and constant.ndim == 2:
             return {moved[0]: lambda: self._by_weight(gradient, other, constant.shape[0])}
         scales = constant.ndim < 2 or constant.size == constant.shape[-1]
         if node.op_type in ("Mul", "Div") and scales and self._alike(moved[0], result):
-            return {moved[0]: lambda: self._add(node.op_type, gradient, other)}
+            return {moved[0]: lambda: self._add(node.op_type, gradient, self._wide(other))}
         return None
 
     def _by_weight(self, gradient: ir.Value, weight: ir.Value, width: int) -> ir.Value:
@@ -65,7 +70,10 @@ class Even:
         rank = len(self._axes) + 3
         flat = self._add("Flatten", gradient, axis=rank - 1)
         shape = self._add("Concat", self._add("Shape", gradient, end=rank - 1), [width], axis=0)
-        return self._add("Reshape", self._add("Gemm", flat, weight, transB=1), shape)
+        return self._add("Reshape", self._add("Gemm", flat, self._wide(weight), transB=1), shape)
+
+    def _wide(self, value: ir.Value) -> ir.Value:
+        return widened(self._add, value, self._others)
 
     def _spread(self, value: ir.Value, gradient: ir.Value) -> ir.Value:
         shape = self._places.shape_of(value)

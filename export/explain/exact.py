@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.explain.float64 import Float64
+from export.explain.gate import open_gates
 from export.explain.relevance import CLASS_INDEX
 from export.names import INPUT
 from saccade.golden import Arrays, Explain
@@ -19,6 +20,7 @@ def exactly(graph: Path, manifest: Manifest) -> Explain:
     It raises BundleError where the evaluator does not know a node.
     """
     model = ir.load(graph)
+    open_gates(model)
     inputs = {value.name: value for value in model.graph.inputs}
     outputs = {value.name: value for value in model.graph.outputs}
     names = () if manifest.maps.gradients is None else manifest.maps.gradients.names

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from export.graph.adder import Adder
 from export.graph.evaluate import OPSET
 from export.graph.nodes import describe, used
 from export.runtime import PROVIDER
@@ -77,6 +78,11 @@ def other_floats(model: ir.Model) -> set[ir.Value]:
     kinds = {one.name: ir.DataType(one.type.tensor_type.elem_type) for one in (*inferred.input, *inferred.value_info)}
     made = [value for node in model.graph for value in node.outputs]
     return {value for value in (*model.graph.inputs, *weights, *made) if _is_other(kinds.get(value.name or ""))}
+
+
+def widened(add: Adder, value: ir.Value, others: Collection[ir.Value]) -> ir.Value:
+    """In float32, as gradients are; `others` are those of `other_floats`."""
+    return add("Cast", value, to=FLOAT) if value in others else value
 
 
 def _is_other(kind: ir.DataType | None) -> bool:

@@ -1,4 +1,4 @@
-"""LeGrad (Bousselham et al., ICCV 2025, https://arxiv.org/abs/2404.03214): what each layer's attention does for a class.
+"""LeGrad (Bousselham et al., ICCV 2025, https://arxiv.org/abs/2404.03214): what each layer does for a class.
 
 The classifier is asked after each block l: s_l is the class's logit that it gives for the mean of the tokens there (all
 of them, special ones included). A layer's part of the map is (d s_l / d A_l)+, the mean over its heads and queries; the
@@ -11,7 +11,7 @@ token as 0.
 A gradient by A_l goes through one block only, and begins as the same for each token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -19,6 +19,8 @@ import onnx_ir as ir
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
 from export.explain.even import Even
+from export.explain.gradients.quantize import rounded
+from export.explain.known import other_floats
 from export.explain.source import Source, behind, laid_out
 from export.explain.stream import Stream, classify, stream_of
 from export.graph.adder import Adder
@@ -48,7 +50,7 @@ def add_legrad(
 
     Raises BundleError where the graph has no residual stream with a classifier behind it that could be asked earlier.
     """
-    logits, seed = classes
+    logits, _ = classes
     tokens_read = pooling.kind in ("class_token", "class_and_distillation")
     found: dict[ir.Value, ir.Value] = {}
     derivatives: list[Derivative] = []
@@ -81,20 +83,21 @@ def _of_blocks(
     """
     logits, seed = classes
     add, count = Adder(model), len(attention)
-    means = [add("ReduceMean", value, list(stream.axes), keepdims=1) for value in stream.tokens]
+    others = other_floats(model)
+    means = [_mean(add, value, stream, others) for value in stream.tokens]
     stacked = means[0] if count == 1 else add("Concat", *means, axis=0)
     answers = classify(add, model, stream, logits, places, stacked)
     repeated = seed if count == 1 else add("Tile", seed, [1, count, 1])
     by_means = differentiate(model, {answers: repeated}, [stacked])[stacked]
 
     add = Adder(model)
-    scaled = add("Mul", by_means, add.number(1 / stream.count))
+    scaled = add("Mul", by_means, add.number(1 / stream.length))
     if count > 1:
         add("Split", scaled, axis=1, num_outputs=count)
     each = [scaled] if count == 1 else [add.output(add.made[-1], place) for place in range(count)]
     seeds: dict[ir.Value, ir.Value] = {}
     for weights, value, gradient in zip(attention, stream.tokens, each, strict=True):
-        even = Even(add, places, stream.axes, _between(model, weights, value))
+        even = Even(add, places, stream.axes, _between(model, weights, value), others)
         even.carry(value, gradient)
         seeds |= even.seeds
     found = differentiate(model, seeds, attention, fixed=stream.tokens)
@@ -103,6 +106,12 @@ def _of_blocks(
         for part, weights in enumerate(attention)
     ]
     return found, derivatives
+
+
+def _mean(add: Adder, value: ir.Value, stream: Stream, others: Collection[ir.Value]) -> ir.Value:
+    """Of the tokens, as one; of the type that the classifier takes."""
+    mean = add("ReduceMean", rounded(value), list(stream.axes), keepdims=1)
+    return mean if (value in others) == (stream.last in others) else add("CastLike", mean, stream.last)
 
 
 def _between(model: ir.Model, start: ir.Value, end: ir.Value) -> set[ir.Value]:

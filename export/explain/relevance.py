@@ -10,14 +10,14 @@ the evidence of its weights w, (dw * w)+, a layer of attention of one row. What 
 before any attention says nothing about the picture (a mean: 1/P on each) and is taken off again; learned evidence
 stays.
 
-*grad_attention*: the same of the last layer alone, r E. *legrad*: see `legrad`. *grad_cam* (Selvaraju et al., ICCV 2017,
-https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by the
-mean of its gradient, summed, and what is positive of it.
+*grad_attention*: the same of the last layer alone, r E. *legrad*: see `legrad`. *grad_cam* (Selvaraju et al., ICCV
+2017, https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by
+the mean of its gradient, summed, and what is positive of it.
 
 Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from onnx_ir.passes import common
 
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
-from export.explain.known import Known, other_floats
+from export.explain.known import Known, other_floats, widened
 from export.explain.legrad import add_legrad
 from export.explain.source import Source, laid_out, last_features, source_of
 from export.graph.adder import Adder
@@ -87,8 +87,8 @@ class Explained(NamedTuple):
 def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     """Adds the input `class_index`, int64 (batch, k), and the maps that `possible` names, float32 (batch, k, patches),
     in place; what the graph gave it still gives. Of these LeGrad may be missing, for a reason that is given, where the
-    graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down to
-    minus the number of classes) stops the run.
+    graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down
+    to minus the number of classes) stops the run.
 
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
@@ -97,7 +97,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
-    places, narrow, logits = _places(model), other_floats(model), classifier.logits
+    places, others, logits = _places(model), other_floats(model), classifier.logits
     seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
@@ -106,7 +106,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
             raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
         gradients = differentiate(model, {logits: seed}, [features])
         add = Adder(model)
-        summed = _grad_cam(add, _wide(add, features, narrow), gradients[features])
+        summed = _grad_cam(add, widened(add, features, others), gradients[features])
         _output(add, model, GRAD_CAM, summed, slice(0, rows * columns))
         derivatives = [Derivative(logits, seed, gradients)]
         return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
@@ -118,7 +118,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     gradients = differentiate(model, {logits: seed}, [one.value for one in wanted])
     derivatives = [Derivative(logits, seed, gradients)]
     add, patches = Adder(model), layers[-1].patch_slice
-    positive = {one.value: add("Relu", add("Mul", gradients[one.value], _wide(add, one.value, narrow)))
+    positive = {one.value: add("Relu", add("Mul", gradients[one.value], widened(add, one.value, others)))
                 for one in wanted}  # fmt: skip
     for name, row in _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive).items():
         _output(add, model, name, row, patches)
@@ -223,11 +223,6 @@ def _by_layers(
 def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
     """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
     return laid_out(add, positive[source.value], source.layout)
-
-
-def _wide(add: Adder, value: ir.Value, narrow: Collection[ir.Value]) -> ir.Value:
-    """In float32, as gradients are."""
-    return add("Cast", value, to=ir.DataType.FLOAT) if value in narrow else value
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from export.graph.adder import Adder
+from export.graph.nodes import used
 from saccade.errors import BundleError
 
 _LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
@@ -40,7 +41,7 @@ def behind(model: ir.Model, value: ir.Value) -> set[ir.Value]:
     needed = {value}
     for node in reversed(list(model.graph)):
         if any(one in needed for one in node.outputs):
-            needed |= {one for one in node.inputs if one is not None}
+            needed |= set(used(node))
     return needed
 
 

@@ -2,6 +2,7 @@
 them.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ class Stream(NamedTuple):
     """Behind the block of each layer but perhaps the last, (batch, …), in one shape."""
     axes: tuple[int, ...]
     """Those along which the tokens lie."""
-    count: int
-    """Of tokens."""
+    length: int
+    """How many tokens there are."""
     last: ir.Value
     """Behind the last block; there may be fewer tokens, where the rest is not read."""
 
@@ -36,7 +37,7 @@ class Stream(NamedTuple):
 def stream_of(
     model: ir.Model, attention: Sequence[ir.Value], logits: ir.Value, places: Places, *, whole: bool
 ) -> Stream:
-    """`attention`: the weights of the layers in order; with `whole`, the last one has tokens of its own like the others.
+    """`attention`: the weights of the layers in order; with `whole`, the last one has all of its tokens, as they have.
 
     A block ends where it is added to what came into it. What its attention does to the logits goes through that sum
     alone, the next layer hangs on it, and of several such sums it is the last (the one behind the MLP). Raises
@@ -60,8 +61,8 @@ def stream_of(
     shapes = {places.shape_of(value) for value in tokens}
     if not axes or len(shapes) > 1:
         raise BundleError("what its blocks give differs in shape, or no axis of it is known to be that of the tokens")
-    count = int(np.prod([places.shape_of(tokens[0])[axis] for axis in axes]))
-    return Stream(tokens, axes, count, found[-1])
+    length = math.prod(places.shape_of(tokens[0])[axis] for axis in axes)
+    return Stream(tokens, axes, length, found[-1])
 
 
 def classify(

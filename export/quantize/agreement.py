@@ -153,7 +153,7 @@ def seen_in(manifest: Manifest, head: Head | None, outputs: Arrays, labels: NDAr
         weights = head[0][labels].astype(np.float32)
         found["class"] = np.einsum("npw,nw->np", outputs[maps.class_map.tokens], weights)[:, None]
     if maps.gradients is not None:
-        found |= {name: outputs[name] for name in maps.gradients.names}
+        found |= {name: outputs[name] for name in maps.gradients.names if name in outputs}
     for layer in manifest.attention:
         rows = np.unique(np.linspace(0, layer.tokens - 1, ROWS).astype(int))
         found[layer.output] = outputs[layer.output][..., rows, :].reshape(count, -1, layer.tokens)

@@ -19,7 +19,7 @@ from saccade.errors import BundleError
 from saccade.manifest import Maps, Measured, Parent
 
 SAME = ("labels", "scores", "temperature", "preprocessing", "attention", "pooling", "provenance")
-"""Of the manifest, and its maps: see `_same_maps`."""
+"""Of the manifest; its maps too, see `_of_model`."""
 SAME_ON_CARD = ("license", "limits", "parameters", "macs", "training")
 APART = 0.8
 """Of the logits (see `Agreement.logits`), whatever the card admits. Made pictures are unlike those that it was
@@ -109,7 +109,7 @@ def allowed(admitted: float) -> float:
 def _check_manifest(bundle: Bundle, parent: Bundle) -> None:
     ours, theirs = bundle.manifest, parent.manifest
     fields = [(name, getattr(ours, name), getattr(theirs, name)) for name in SAME]
-    fields += [("maps", *_same_maps(ours.maps, theirs.maps))]
+    fields.append(("maps", _of_model(ours.maps), _of_model(theirs.maps)))
     fields += [(f"card.{name}", getattr(ours.card, name), getattr(theirs.card, name)) for name in SAME_ON_CARD]
     for name, seen, expected in fields:
         if seen != expected:
@@ -117,12 +117,9 @@ def _check_manifest(bundle: Bundle, parent: Bundle) -> None:
             raise BundleError(f"{ours.id} has {name} {values[0]}; its parent {theirs.id} has {values[1]}")
 
 
-def _same_maps(ours: Maps, theirs: Maps) -> tuple[Maps, Maps]:
-    """What has to be equal: maps of the gradient where both have them, for either bundle may be without."""
-    if ours.gradients is not None and theirs.gradients is not None:
-        return ours, theirs
-    without: dict[str, Any] = {"gradients": None, "why_not": {}}
-    return ours.model_copy(update=without), theirs.model_copy(update=without)
+def _of_model(maps: Maps) -> Maps:
+    """Without those of relevance.onnx, which either may be without and whose own check it is what can be had."""
+    return maps.model_copy(update={"gradients": None, "why_not": {}})
 
 
 def _check_graph(bundle: Bundle, parent: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 import yaml
 from safetensors import numpy as safetensors
 
-from saccade.bundle import find_bundles, update_bundle
+from benchmarks.relevance import add_relevance
+from saccade.bundle import find_bundles, open_bundle, update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server
 from tests.container.callers import dearest
@@ -131,6 +133,39 @@ def test_what_the_compose_file_sets_holds_within_the_limit_that_it_sets(limited:
                 asked = [callers.submit(httpx.post, url, content=body, timeout=60) for url in urls]
             assert {answer.result().status_code for answer in asked} == {200}
         assert it.stop() == 0
+
+
+IN_MEMORY = """
+import sys
+from pathlib import Path
+from saccade.bundle import open_bundle
+from service.memory import own_memory
+from service.plan import Cpus, make_plan
+from service.relevance import Relevance
+from service.session import CPU, OnnxRunner, load_head
+from service.settings import Settings
+bundle = open_bundle(Path(sys.argv[1]))
+plan, head = make_plan(Settings(), Cpus(1, 1.0), CPU), load_head(bundle)
+runner = OnnxRunner(bundle, (CPU,), 1, head=head)
+before = own_memory()
+relevance = Relevance(bundle, bundle.manifest.maps.gradients, (CPU,), plan, head)
+relevance.open()
+print(own_memory() - before)
+"""
+
+
+def test_relevance_has_no_weights_of_its_own_in_memory(tmp_path: Path) -> None:
+    """Of a net of convolutions too, whose sessions make weights of their own: all that it takes, its first run
+    included, is less than the weights.
+    """
+    folder = tmp_path / "cifar10-hybrid-s" / "1"
+    shutil.copytree(ROOT / "models/cifar10-hybrid-s/1", folder)
+    if open_bundle(folder).manifest.maps.gradients is None:
+        add_relevance(folder)
+    command = [sys.executable, "-c", IN_MEMORY, str(folder)]
+    ran = subprocess.run(command, cwd=ROOT, env=environment_with(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < open_bundle(folder).weights.stat().st_size
 
 
 def test_without_a_limit_nothing_is_refused(tmp_path: Path) -> None:

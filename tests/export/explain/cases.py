@@ -37,7 +37,24 @@ MEAN, VARIANCE = weight(4, seed=4), np.abs(weight(4, seed=5)) + 0.5
 KERNEL, DEPTH, GROUPS = weight(6, 4, 3, 2), weight(4, 1, 3, 3), weight(6, 2, 3, 3)
 LINE = weight(6, 4, 3)
 MASK = np.array([[True, False, True, True], [False, False, False, False], [True, True, False, True]])
+STEP = np.float32(0.01)
+CODES = np.random.default_rng(6).integers(-63, 64, (4, 5)).astype(np.int8)
+STEPS = np.abs(weight(5, seed=7)) / 63
+TINY = (1e-5 * weight(4, 4)).astype(np.float16)
 LOWEST = np.where(MASK, 0, -np.inf).astype(np.float32)
+
+
+def rounded(x: Tensor, zero: int) -> Tensor:
+    """To 8 bits in steps of STEP and cut off there; the gradient passes straight through."""
+    step = float(STEP)
+    codes = (torch.round(x / step) + zero).clamp(0, 255)
+    return x + ((codes - zero) * step - x).detach()
+
+
+def rounded_relu(x: Tensor) -> Tensor:
+    """What rounds to 0 is not let through."""
+    seen = rounded(x.relu(), 0)
+    return torch.where(seen > 0, seen, 0)
 
 
 def unary(operator: str, function: Callable[[Tensor], Tensor], *, positive: bool = False) -> Case:
@@ -116,6 +133,26 @@ CASES: dict[str, Case] = {
     "Identity, Dropout, Cast": Case(
         "i = Identity(x)\nd = Dropout(i)\nh = Cast<to: int = 11>(d)\nc = CastLike(h, x)\ny = Mul(c, x)", X,
         torch.square,
+    ),
+    "half precision, where the gradient would be less than it has": Case(
+        "h = Cast<to: int = 10>(x)\nm = MatMul(h, w)\nn = MatMul(m, w)\ny = Cast<to: int = 1>(n)", X,
+        lambda x: x @ double(TINY) @ double(TINY), {"w": TINY},
+    ),
+    "half precision, met by gradients": Case(
+        "h = Cast<to: int = 10>(x)\nr = Relu(h)\ny = Cast<to: int = 1>(r)", X, torch.relu,
+    ),
+    "QuantizeLinear and DequantizeLinear, many numbers beyond the steps": Case(
+        "q = QuantizeLinear(x, s, z)\nd = DequantizeLinear(q, s, z)\ny = Mul(d, d)", X,
+        lambda x: rounded(x, 128).square(), {"s": STEP, "z": np.uint8(128)},
+    ),
+    "Relu that is rounded": Case(
+        "t = Mul(x, s)\nr = Relu(t)\nq = QuantizeLinear(r, s, z)\nd = DequantizeLinear(q, s, z)\ny = Mul(d, x)", X,
+        lambda x: rounded_relu(x * float(STEP)) * x, {"s": STEP, "z": np.uint8(0)},
+    ),
+    "weights in 8 bits": Case(
+        "d = DequantizeLinear<axis: int = 1>(w, s, z)\ny = MatMul(x, d)", X,
+        lambda x: x @ (torch.from_numpy(CODES).double() * double(STEPS)),
+        {"w": CODES, "s": STEPS, "z": np.zeros(5, np.int8)},
     ),
     "what carries no gradient": Case(
         "s = Shape(x)\nf = ConstantOfShape(s)\ng = Greater(x, f)\nc = Cast<to: int = 1>(g)\ny = Mul(x, c)", X,

@@ -323,6 +323,15 @@ def _no_rule(proto: onnx.ModelProto) -> None:
     head.input[0] = "bent"
 
 
+def _nothing_usable(proto: onnx.ModelProto) -> None:
+    """Attention that is bent before it weighs, and no rule on the way from the last convolution."""
+    _no_rule(proto)
+    for index, node in reversed(list(enumerate(proto.graph.node))):
+        if node.op_type == "Softmax":
+            name, node.output[0] = node.output[0], f"straight_{index}"
+            proto.graph.node.insert(index + 1, helper.make_node("Tanh", [f"straight_{index}"], [name]))
+
+
 def _if(proto: onnx.ModelProto) -> None:
     logits = proto.graph.output[0].name
     branches = [helper.make_graph([helper.make_node(operator, [logits], ["taken"])], operator, [], [_value("taken")])
@@ -398,6 +407,7 @@ def _reads_all(proto: onnx.ModelProto) -> None:
 
 REFUSED: dict[Change, tuple[list[str], str]] = {
     _no_rule: ([], "no gradient is known for Atan 'bend', node "),
+    _nothing_usable: ([], "; /blocks.0/Softmax is not used: it does not weigh values as it is"),
     _if: ([], "If 'fork' could not be followed: it is a branch or a loop that depends on the picture"),
     _loop: ([], "Loop 'again' could not be followed: it is a branch or a loop that depends on the picture"),
     _scan: ([], "Scan 'rows' could not be followed: it is a branch or a loop that depends on the picture"),

@@ -14,6 +14,7 @@ from export.names import INPUT
 from export.runtime import open_graph
 from saccade.bundle import RELEVANCE, Bundle, open_bundle
 from saccade.errors import BundleError
+from saccade.manifest import SWITCHES
 from tests.conftest import NETS
 from tests.export.explain.test_relevance import noise
 
@@ -32,7 +33,9 @@ def test_it_gives_what_the_model_gives_on_the_same_weights(models: Path, tmp_pat
     } == {"weights.safetensors"}
     session = onnxruntime.InferenceSession(str(folder / RELEVANCE), providers=["CPUExecutionProvider"])
     names, pixels = [output.name for output in session.get_outputs()], noise(bundle, 2)
-    seen = dict(zip(names, session.run(None, {INPUT: pixels, CLASS_INDEX: np.full((2, 1), TOP)}), strict=True))
+    feed = {INPUT: pixels, CLASS_INDEX: np.full((2, 1), TOP)}
+    feed |= {one.name: np.array(True) for one in session.get_inputs() if one.name in SWITCHES}
+    seen = dict(zip(names, session.run(None, feed), strict=True))
     assert maps.gradients is not None
     assert {*bundle.manifest.outputs, *maps.gradients.names} == set(names)
     for output, values in open_graph(bundle.graph)(pixels).items():

@@ -154,10 +154,13 @@ def test_a_changed_relevance_file_is_found(copy: Callable[[str], Bundle]) -> Non
     """At the service's golden check, and by `verify`, even with its checksum restated."""
     bundle = copy("tiny-vit")
     model = ir.load(bundle.relevance)
-    last = next(value for value in model.graph.outputs if value.name == "relevance").producer()
+    choice = next(value for value in model.graph.outputs if value.name == "relevance").producer()
+    assert choice is not None
+    branch = choice.attributes["then_branch"].as_graph()
+    last = branch.outputs[0].producer()
     assert last is not None
     root = ir.node("Sqrt", [last.inputs[0]])
-    model.graph.insert_before(last, root)
+    branch.insert_before(last, root)
     last.replace_input_with(0, root.outputs[0])
     ir.save(model, bundle.relevance)
     with pytest.raises(BundleError, match=r"relevance\.onnx has \d+ bytes; the manifest says"):

@@ -62,12 +62,26 @@ def classifier(name: str) -> nn.Module:
 
 
 @cache
+def _traced(name: str) -> bytes:
+    model = trace(classifier(name), size_of(name), [LOGITS])
+    simplify(model)
+    return ir.to_proto(model).SerializeToString()
+
+
+def traced(name: str) -> ir.Model:
+    """The graph of a classifier, to be changed."""
+    return ir.from_proto(onnx.load_from_string(_traced(name)))
+
+
+def size_of(name: str) -> tuple[int, int]:
+    return tiny_recipe(name).size if name in OURS else more_families.size(name)
+
+
+@cache
 def made(name: str) -> tuple[nn.Module, tuple[int, int], Differentiated]:
     """(the module, the size of its pictures, its graph with the gradients by all attention as outputs)."""
-    ours, module = name in OURS, classifier(name)
-    size = tiny_recipe(name).size if ours else more_families.size(name)
-    model = trace(module, size, [LOGITS])
-    simplify(model)
+    ours, module, size = name in OURS, classifier(name), size_of(name)
+    model = traced(name)
     found = find(model, Places(model, size).follow_all(model))
     logits, seed = seeded(model, 10 if ours else 5)
     result = differentiate(model, {logits: seed}, [one.weights for one in found])
@@ -113,12 +127,12 @@ def test_a_wrong_gradient_is_found_and_named() -> None:
     first, *rest = result
     wrong = ir.node("Mul", [result[first], ir.Value(name="factor", const_value=ir.tensor(np.float32(1.00001)))])
     model.graph.append(wrong)
+    derivative = Derivative(logits, seed, {first: wrong.outputs[0], **{one: result[one] for one in rest}})
     try:
         with pytest.raises(
             BundleError, match=f"by {first.name!r} of Softmax .* is off by 1[.0-9]*e-05 of finite differences"
         ):
-            others = {one: result[one] for one in rest}
-            check_gradients(model, [Derivative(logits, seed, {first: wrong.outputs[0], **others})])
+            check_gradients(model, [derivative])
     finally:
         model.graph.remove(wrong)
 

@@ -10,14 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import spearmanr
 
 from export.head import head_of
-from export.quantize.agreement import Agreement, answers, compare, rank_correlation
+from export.quantize.agreement import Agreement, answer_by, answer_of, answers, compare, rank_correlation
 from export.quantize.choose import Bounds
 from export.quantize.float16 import to_float16
 from export.quantize.float_graph import float_graph, weighted_nodes
 from export.quantize.int8 import calibrated_values, to_int8
 from export.quantize.parts import sizes
 from export.quantize.ranges import measured_steps, picture_step, step_between
-from export.runtime import open_graph
+from export.runtime import open_graph, open_relevance
 from saccade.bundle import Bundle, open_bundle
 from saccade.manifest import Preprocessing
 from tests.export.conftest import noise
@@ -207,6 +207,38 @@ def test_numbers_beyond_half_precision_stay_in_float32(tmp_path: Path) -> None:
     assert np.abs(seen - expected).max() < 0.01 * np.abs(expected).max()
 
 
+def test_what_a_graph_gives_is_float32_though_more_hangs_on_it(tmp_path: Path) -> None:
+    """Weights of attention that are guarded against rows of no key stand behind the softmax."""
+    lines = """q = MatMul(pixel_values, w)
+        t = Transpose<perm: ints = [0, 2, 1]>(q)
+        s = MatMul(q, t)
+        p = Softmax(s)
+        n = IsNaN(p)
+        attention_00 = Where(n, zero, p)
+        v = MatMul(attention_00, q)
+        o = MatMul(v, w)
+        logits = ReduceMean<keepdims: int = 0>(o, one)"""
+    weights = {"w": np.random.default_rng(3).normal(size=(32, 32)) / 6, "zero": np.array(0.0)}
+    graph = helper.make_graph(
+        [onnx.parser.parse_node(line.strip()) for line in lines.splitlines()],
+        "net",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 5, 32])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "attention_00")],
+        [numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()]
+        + [numpy_helper.from_array(np.array([1]), "one")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    pixels = np.random.default_rng(4).normal(size=(3, 5, 32)).astype(np.float32)
+    model = float_graph(Bundle(tmp_path, None))  # type: ignore[arg-type]  # as above
+    to_float16(model)
+    seen = open_graph(ir.to_proto(model).SerializeToString())(pixels)
+    for name, values in open_graph(tmp_path / "model.onnx")(pixels).items():
+        assert seen[name].dtype == np.float32
+        np.testing.assert_allclose(seen[name], values, atol=0.01)
+
+
 def test_black_and_white_are_within_the_steps_of_the_input() -> None:
     """Whatever pictures calibrated: from (0 - mean) / std to (1 - mean) / std of every channel."""
     base = {"height": 8, "width": 8, "fit": "stretch"}
@@ -222,20 +254,51 @@ def test_the_layer_that_agrees_least_is_judged_by_itself(models: Path) -> None:
     """Good layers do not hide one that looks elsewhere: the mean and the least are Spearman's, as scipy has it."""
     bundle = open_bundle(models / "tiny-vit" / "1")
     manifest, pixels = bundle.manifest, noise("tiny-vit", 2).numpy()
-    answer, labels = open_graph(bundle.graph), np.zeros(2, np.int64)
+    answer, labels = answer_of(bundle), np.zeros(2, np.int64)
 
-    def other(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = answer(pixels)
+    def other(pixels: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = answer(pixels, classes)
         return {**outputs, "attention_01": outputs["attention_01"][..., ::-1]}
 
     theirs = list(answers(answer, manifest, head_of(bundle), [(pixels, labels)]))
     found = compare(other, manifest, head_of(bundle), [(pixels, labels)], theirs)
-    middle = answer(pixels)["attention_01"]
+    middle = answer(pixels, np.zeros((2, 1), np.int64))["attention_01"]
     rows = np.unique(np.linspace(0, middle.shape[-1] - 1, 16).astype(int))
     pairs = middle[:, :, rows].reshape(-1, middle.shape[-1])
     least = np.mean([spearmanr(row, row[::-1]).statistic for row in pairs])
     assert found.maps["attention, least layer"] == pytest.approx(least)
     assert found.maps["attention"] == pytest.approx((2 + least) / 3)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("tiny-vit", "relevance"), ("tiny-resnet", "grad_cam")])
+def test_maps_of_the_gradient_are_compared_for_the_parents_first_label(models: Path, name: str, wanted: str) -> None:
+    """Whatever the other's own is: Spearman's of that class's map, as scipy has it, mean over the pictures."""
+    bundle = open_bundle(models / name / "1")
+    manifest, pixels, labels = bundle.manifest, noise(name, 3).numpy(), np.zeros(3, np.int64)
+    explain = open_relevance(bundle.relevance)
+
+    def other(pixels: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = dict(explain(pixels, classes))
+        return {**outputs, "logits": -outputs["logits"], wanted: outputs[wanted] ** 2 + outputs[wanted][..., ::-1]}
+
+    theirs = list(answers(answer_of(bundle), manifest, head_of(bundle), [(pixels, labels)]))
+    found = compare(other, manifest, head_of(bundle), [(pixels, labels)], theirs)
+    top = open_graph(bundle.graph)(pixels)["logits"].argmax(1)
+    maps = explain(pixels, top[:, None])[wanted][:, 0]
+    expected = np.mean([spearmanr(one, one**2 + one[::-1]).statistic for one in maps])
+    assert found.maps[wanted] == pytest.approx(expected, abs=1e-6)
+    assert manifest.maps.gradients is not None
+    assert {key for key, value in found.maps.items() if value < 1 - 1e-6} == {wanted}
+    assert set(manifest.maps.gradients.names) <= found.maps.keys()
+
+
+def test_a_variant_to_be_has_the_maps_of_its_parent(models: Path) -> None:
+    """Before there are files of it: of the parent's own graph they are the parent's maps."""
+    bundle, pixels = open_bundle(models / "tiny-cct" / "1"), noise("tiny-cct", 2).numpy()
+    classes = np.array([[3], [8]])
+    seen = answer_by(ir.load(bundle.graph), bundle.manifest, bundle.folder)(pixels, classes)
+    for name, values in open_relevance(bundle.relevance)(pixels, classes).items():
+        np.testing.assert_allclose(seen[name], values, atol=1e-6)
 
 
 GOOD = Agreement(pictures=100, parent_top1=0.9, top1=0.9, same_label=1.0, maps={"rollout": 0.99}, logits=0.01)

@@ -1,0 +1,204 @@
+"""LeGrad's map is that of float64 autograd through the eager net, of every class; where it cannot be, it is missing."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.eager import Logits
+from export.explain.build import write_relevance
+from export.explain.check import check_gradients
+from export.explain.differentiate import differentiate
+from export.explain.legrad import add_legrad
+from export.explain.relevance import CLASS_INDEX, GRAD_ATTENTION, LEGRAD, RELEVANCE, TOP, Classifier, add_relevance
+from export.explain.source import source_of
+from export.graph.attention import find
+from export.graph.geometry import layer_of
+from export.graph.narrow import narrow
+from export.graph.nodes import replace
+from export.graph.places import Places
+from export.names import INPUT, attention_output
+from export.nets import Net
+from export.reference import rebuild
+from saccade.bundle import open_bundle
+from saccade.manifest import SWITCHES, AttentionLayer, Pooling
+from tests.export import families
+from tests.export.explain import more_families
+from tests.export.explain.autograd import Probabilities
+from tests.export.explain.test_differentiate import seeded, traced
+from tests.export.explain.test_relevance import WITH_RELEVANCE, explained, maps_of, noise
+
+
+class Blocks:
+    """Each block's tokens and, from the last one, the mean of those of block `asked`, the same for all tokens: so the
+    model itself says what it makes of that mean.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], method: str, axes: tuple[int, ...]) -> None:
+        self.tokens: list[Tensor] = []
+        self.asked: int | None = None
+        self._axes = axes
+        for number, block in enumerate(blocks):
+            setattr(block, method, self._instead(getattr(block, method), last=number == len(blocks) - 1))
+
+    def _instead(self, original: Callable[..., Any], *, last: bool) -> Callable[..., Any]:
+        def run(*inputs: Any, **settings: Any) -> Any:
+            given = original(*inputs, **settings)
+            result, *more = given if isinstance(given, tuple) else (given,)
+            self.tokens.append(result)
+            if last and self.asked is not None:
+                chosen = self.tokens[self.asked]
+                result = chosen.mean(self._axes, keepdim=True).expand(chosen.shape)
+            return (result, *more) if isinstance(given, tuple) else result
+
+        return run
+
+
+def by_autograd(
+    model: Callable[[], tuple[Tensor, Sequence[Tensor]]],
+    blocks: Blocks,
+    layers: Sequence[int],
+    *,
+    class_token: bool,
+) -> NDArray[np.float64]:
+    """(classes, B, N): the sum over `layers` of the mean over heads and queries of (d s_l / d A_l)+, the layers' logits
+    s_l from a run for each; of a class token those of the last layer are the model's. `model` gives logits and all
+    attention.
+    """
+    total: Any = 0
+    for layer in layers:
+        blocks.tokens, blocks.asked = [], None if class_token and layer == layers[-1] else layer
+        logits, attention = model()
+        gradients = [torch.autograd.grad(one.sum(), attention[layer], retain_graph=True)[0] for one in logits.T]
+        total = total + torch.stack(gradients).clamp(min=0).mean(dim=(2, 3)).numpy()
+    return np.asarray(total)
+
+
+def assert_close(seen: NDArray[np.float32], expected: NDArray[np.float64]) -> None:
+    """To 1e-4 of the greatest value of each map, which lies on the last axis."""
+    assert seen.shape == expected.shape
+    assert (np.abs(seen - expected).max(-1) <= 1e-4 * expected.max(-1)).all()
+
+
+def logits_and_attention(net: Net, pixels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    seen = net.explain(pixels)
+    return seen.logits, seen.attention
+
+
+@pytest.mark.parametrize("name", WITH_RELEVANCE)
+def test_every_class_has_the_map_of_float64_autograd(models: Path, name: str) -> None:
+    """For batches of 1, 2 and 5, all classes in one run. Of layers on several grids those on the last one count."""
+    bundle = open_bundle(models / name / "1")
+    session, net, manifest = explained(bundle), rebuild(bundle).double().eval(), bundle.manifest
+    last, pooling = manifest.attention[-1], manifest.pooling
+    layers = [index for index, layer in enumerate(manifest.attention) if layer.grid == last.grid]
+    hybrid = name == "tiny-hybrid"
+    blocks = Blocks([*(net.attention_blocks if hybrid else net.encoder.blocks)], "weigh", (2, 3) if hybrid else (1,))
+    assert pooling is not None
+    for count in (1, 2, 5):
+        pixels = noise(bundle, count)
+        model = partial(logits_and_attention, net, torch.from_numpy(pixels).double())
+        seen = maps_of(session, pixels, np.tile(np.arange(len(manifest.labels)), (count, 1)))[LEGRAD]
+        expected = by_autograd(model, blocks, layers, class_token=pooling.kind == "class_token")
+        assert_close(seen.swapaxes(0, 1), expected[..., last.patch_slice])
+
+
+READS = {
+    "DeiT, distilled": Pooling(kind="class_and_distillation"),
+    "BEiT": Pooling(kind="mean"),
+    "DINOv2 with registers": Pooling(kind="class_and_mean"),
+}
+"""How families read their tokens."""
+
+
+@pytest.mark.parametrize(("name", "narrowed"), [*((name, True) for name in READS), ("DeiT, distilled", False)])
+def test_families_have_the_map_of_float64_autograd(name: str, narrowed: bool) -> None:
+    """Whether or not the last layer's tokens that nobody reads are computed; and finite differences agree."""
+    size, pooling, classes = more_families.size(name), READS[name], len(families.LABELS)
+    graph = traced(name)
+    found = find(graph, Places(graph, size).follow_all(graph))
+    layers = [layer_of(one, attention_output(index), None) for index, one in enumerate(found)]
+    graph.graph.outputs.extend(one.weights for one in found)  # all of their rows
+    if narrowed:
+        narrow(graph, size)
+    places = Places(graph, size).follow_all(graph)
+    logits, seed = seeded(graph, classes)
+    pairs = [(layer, source_of(graph, one.weights, logits)) for layer, one in zip(layers, found, strict=True)
+             if isinstance(layer, AttentionLayer)]  # fmt: skip
+    assert len(pairs) == 2
+    gradients = differentiate(graph, {logits: seed}, [source.value for _, source in pairs])
+    added = add_legrad(graph, places, (logits, seed), pairs, pooling, gradients)
+    assert check_gradients(graph, added.derivatives) < 1e-6
+
+    added.row.name, added.row.type = LEGRAD, ir.TensorType(ir.DataType.FLOAT)
+    graph.graph.outputs[:] = [logits, added.row]
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    one_hot = np.repeat(np.eye(classes, dtype=np.float32)[:, None], 2, axis=1)
+    (seen,) = session.run([LEGRAD], {INPUT: pixels.numpy(), "seed": one_hot})
+
+    module = Logits(more_families.model(name)).double().eval()
+    blocks = Blocks(blocks_of(module), "forward", (1,))
+
+    def model() -> tuple[Tensor, Sequence[Tensor]]:
+        with Probabilities() as mode:
+            return module(pixels.double()), mode.seen
+
+    class_token = pooling.kind in ("class_token", "class_and_distillation")
+    assert_close(seen[:, :, 0], by_autograd(model, blocks, [0, 1], class_token=class_token))
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Of a transformers model with two."""
+    return next([*child] for child in module.modules() if isinstance(child, nn.ModuleList) and len(child) == 2)
+
+
+def test_a_model_without_a_residual_stream_has_the_other_maps(models: Path) -> None:
+    """And a reason, and nothing in its graph of what was tried."""
+    bundle = open_bundle(models / "tiny-vit" / "1")
+    model = ir.load(bundle.graph)
+    places = Places(model, (16, 24)).follow_all(model)
+    sums = [node for node in model.graph
+            if node.op_type == "Add" and all(value in places.labels for value in node.inputs)]  # fmt: skip
+    for node in sums:
+        minus = ir.node("Neg", [node.inputs[1]])
+        difference = ir.node("Sub", [node.inputs[0], minus.outputs[0]])
+        minus.outputs[0].name = f"minus_{node.name}"
+        model.graph.insert_before(node, [minus, difference])
+        replace(model, node, difference.outputs)
+    added = add_relevance(model, Classifier.of(model, bundle.manifest))
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
+    assert added.why_not[LEGRAD] == "the graph has no sum behind attention_00 that ends a block"
+    assert [value.name for value in model.graph.outputs][-2:] == [RELEVANCE, GRAD_ATTENTION]
+    assert check_gradients(model, added.derivatives) < 1e-6
+
+
+def test_maps_rest_where_they_are_not_wanted(models: Path, tmp_path: Path) -> None:
+    """What is wanted is the same with and without the others, which are empty."""
+    bundle = open_bundle(models / "tiny-vit" / "1")
+    shutil.copy(bundle.weights, tmp_path)
+    write_relevance(bundle, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "relevance.onnx"), providers=["CPUExecutionProvider"])
+    feed, names = {INPUT: noise(bundle, 2), CLASS_INDEX: np.array([[0, 1], [2, TOP]])}, [*SWITCHES]
+    assert [one.name for one in session.get_inputs()] == [*feed, *names]
+    outputs = [output.name for output in session.get_outputs()]
+    expected = maps_of(explained(bundle), feed[INPUT], feed[CLASS_INDEX])
+    for wanted in itertools.product([True, False], repeat=len(names)):
+        switches = {name: np.array(one) for name, one in zip(names, wanted, strict=True)}
+        seen = dict(zip(outputs, session.run(None, {**feed, **switches}), strict=True))
+        resting = {output for name, one in zip(names, wanted, strict=True) if not one for output in SWITCHES[name]}
+        for output in outputs:
+            if output in resting:
+                assert seen[output].shape == (0, 0, 24)
+            else:
+                np.testing.assert_allclose(seen[output], expected[output], atol=1e-6)

@@ -20,7 +20,7 @@ import onnxruntime
 
 from benchmarks.machine import machine, versions
 from benchmarks.relevance_inside import memory, time_by_operator
-from benchmarks.sessions import LOGITS, Feed, feed_of, open_labels, open_maps
+from benchmarks.sessions import LOGITS, Feed, feed_of, maps_feed_of, open_labels, open_maps
 from benchmarks.stats import median_interval, paired_ratio
 from benchmarks.works import CACHE, ROOT, works
 from export.explain.build import write_relevance
@@ -74,7 +74,7 @@ def costs(bundle: Bundle, batch: int, threads: int, rounds: int) -> dict[str, An
     runs: dict[str, Run] = {LOGITS: _run(labels, [LOGITS], feed_of(bundle, batch))}
     for question in (Question(what, classes) for what in (*names, ALL) for classes in CLASSES):
         asked = [LOGITS, *(names if question.maps == ALL else [question.maps])]
-        runs[question.key] = _run(maps, asked, feed_of(bundle, batch, question.classes))
+        runs[question.key] = _run(maps, asked, maps_feed_of(bundle, batch, question.classes, asked))
     seconds = in_turns(runs, rounds)
     alone = seconds.pop(LOGITS)
     found: dict[str, Any] = {"milliseconds": 1000 * float(np.median(alone)), "times": {}, "further": {}}
@@ -92,7 +92,8 @@ def prepacking(bundle: Bundle, rounds: int) -> dict[str, Any]:
     """Time of relevance.onnx in a session with ONNX Runtime's defaults over that in one as the service opens it; one
     picture, one class, one thread, all maps.
     """
-    asked, feed = [LOGITS, *_names(bundle)], feed_of(bundle, 1, 1)
+    asked = [LOGITS, *_names(bundle)]
+    feed = maps_feed_of(bundle, 1, 1, asked)
     runs = {name: _run(open_maps(bundle, 1, shared=name == "shared"), asked, feed) for name in ("shared", "default")}
     seconds = in_turns(runs, rounds)
     return paired_ratio(seconds["default"], seconds["shared"])._asdict()

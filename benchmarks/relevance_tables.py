@@ -8,12 +8,13 @@ Results = Mapping[str, Any]
 FEW = 8
 """Operators that are named; the others are added up."""
 
-TIMES = """*Labels alone*: milliseconds a run. *1 class* and *3 classes*: the time of labels and maps over it, in the same
-round. *Each further class*: what it adds, in runs of labels alone."""
-MEMORY = """Anonymous memory of a process beyond that before its sessions, in MiB, and in brackets over that with the labels'
-session alone: both sessions open, and once each has run a picture, with what runs keep for the next. *If copied*: the
-maps' session with ONNX Runtime's defaults, which keep copies of the weights in the layout of their operators; and the
-time of a run of all maps then, over that of one as the service opens it (one picture, one thread)."""
+TIMES = """*Labels alone*: milliseconds a run. *1 class* and *3 classes*: the time of labels and maps over it, in the
+same round. *Each further class*: what it adds, in runs of labels alone. `relevance` and `grad_attention` are worked out
+together."""
+MEMORY = """Anonymous memory of a process beyond that before its sessions, in MiB, and in brackets over that with the
+labels' session alone: both sessions open, and once each has run a picture, with what runs keep for the next. *If
+copied*: the maps' session with ONNX Runtime's defaults, which keep copies of the weights in the layout of their
+operators; and the time of a run of all maps then, over that of one as the service opens it (a picture, one thread)."""
 OPERATORS = """Where the time goes, one picture, one class, one thread, in shares of a run of labels alone, by type of
 operator:"""
 

@@ -1,5 +1,8 @@
 """ONNX Runtime's sessions as the service opens them, without the service."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -8,10 +11,10 @@ from saccade.bundle import Bundle
 from saccade.golden import made_pictures
 from saccade.preprocess import normalize
 from service.relevance import SHARED, left_out
-from service.session import CLASS_INDEX, CPU, open_session
+from service.session import CLASS_INDEX, CPU, open_session, switches_of
 
 LOGITS = "logits"
-Feed = dict[str, NDArray[np.generic]]
+Feed = dict[str, NDArray[Any]]
 _SEED = 23
 
 
@@ -29,10 +32,15 @@ def open_maps(bundle: Bundle, threads: int, *, shared: bool = True) -> onnxrunti
     )
 
 
-def feed_of(bundle: Bundle, batch: int, classes: int | None = None) -> Feed:
-    """Made pictures, and of each the first classes, its top class first; None: for model.onnx."""
+def feed_of(bundle: Bundle, batch: int) -> Feed:
+    """Made pictures, for model.onnx."""
     spec = bundle.manifest.preprocessing
-    feed: Feed = {"pixel_values": normalize(made_pictures(batch, spec.height, spec.width, _SEED), spec)}
-    if classes is not None:
-        feed[CLASS_INDEX] = np.tile(-1 - np.arange(classes), (batch, 1))
-    return feed
+    return {"pixel_values": normalize(made_pictures(batch, spec.height, spec.width, _SEED), spec)}
+
+
+def maps_feed_of(bundle: Bundle, batch: int, classes: int, outputs: Sequence[str]) -> Feed:
+    """The same pictures, of each the first classes, its top class first, and only those maps worked out that are among
+    the outputs.
+    """
+    asked = np.tile(-1 - np.arange(classes), (batch, 1))
+    return {**feed_of(bundle, batch), CLASS_INDEX: asked, **switches_of(bundle.manifest, outputs)}

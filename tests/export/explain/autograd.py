@@ -46,6 +46,6 @@ def matching(shapes: Sequence[tuple[int, ...]], seen: Sequence[Tensor]) -> list[
     """Of each value of the graph the softmax that it is, both in depth order; a graph leaves some out."""
     left = iter(enumerate(seen))
     return [
-        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-1] == shape[-1])
+        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-2:] == shape[-2:])
         for shape in shapes
     ]

@@ -10,6 +10,7 @@ from saccade.bundle import Bundle, open_bundle
 from tests.export.explain import sanity, shipped_rows
 from tests.export.explain.proofs import graph_gradients
 
+
 @pytest.fixture(scope="module", params=["cifar10-cct", "cifar10-hybrid-s"])
 def trained(request: pytest.FixtureRequest) -> Iterator[Bundle]:
     """Those of the models in the repository that attend."""

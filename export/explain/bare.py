@@ -56,9 +56,9 @@ def explain_file(
     metadata = dict(model.metadata_props)
     graph = _prepared(model, logits, size)
     graph.model.metadata_props.update(metadata)
-    seen, explained, error = _explained(graph, path.name, grid)
+    seen, explained, off = _explained(graph, path.name, grid)
     written = write_beside(graph.model, path, out, [value.name or "" for value in graph.theirs])
-    return [*_table(seen, explained), *graph.said, *_proved(error, written), *_use(graph, out, written)]
+    return [*_table(seen, explained), *graph.said, *_proved(off, written), *_use(graph, out, written)]
 
 
 def _prepared(model: ir.Model, logits: str | None, size: tuple[int, int] | None) -> _Graph:
@@ -126,10 +126,10 @@ def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[
     except BundleError as error:
         unused = [f"{row.where} is not used: {row.why_not}" for row in seen.rows if row.why_not]
         raise BundleError("; ".join([str(error), *unused[:1]])) from error
-    error = check_gradients(model, explained.derivatives)
+    off = check_gradients(model, explained.derivatives)
     model.graph.outputs[:] = [*graph.theirs, *model.graph.outputs[before:]]
     common.RemoveUnusedNodesPass()(model)  # what was checked by, and is no output, among others
-    return seen, explained, error
+    return seen, explained, off
 
 
 def _table(seen: Seen, explained: Explained) -> list[str]:
@@ -153,9 +153,9 @@ def _table(seen: Seen, explained: Explained) -> list[str]:
     ]
 
 
-def _proved(error: float, written: Written) -> list[str]:
+def _proved(off: float, written: Written) -> list[str]:
     return [
-        f"gradients: within {error:.0e} of finite differences in float64",
+        f"gradients: within {off:.0e} of finite differences in float64",
         f"outputs of the file: within {written.apart:.0e} of what it gives, relative",
     ]
 

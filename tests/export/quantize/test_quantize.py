@@ -202,7 +202,7 @@ def with_an_outlier(models: Path, folder: Path) -> Bundle:
 def test_the_layer_that_8_bits_ruin_stays_in_float(models: Path, tmp_path: Path) -> None:
     """It is found by measurement, named on the card, and the rest is still quantised."""
     bundle = with_an_outlier(models, tmp_path)
-    variant = quantize(bundle, "int8", None, bounds=Bounds(top1=0.2, maps=0.999))
+    variant = quantize(bundle, "int8", None, bounds=Bounds(top1=0.2, maps=0.98))
     assert variant.manifest.card.variant is not None
     assert SENSITIVE in variant.manifest.card.variant.in_float[:1]
     kinds = {name: tensor.dtype for name, tensor in load_file(variant.weights).items()}

@@ -39,7 +39,7 @@ log = logging.getLogger("saccade.relevance")
 
 _FEW_WEIGHTS = 4 * 2**20
 """Bytes of a weights file of which a second copy does not matter. On a GPU there is one in any case."""
-_SHARED = {"session.disable_prepacking": "1"}
+SHARED = {"session.disable_prepacking": "1"}
 _FOLDED = ("ConstantFolding",)
 _COPIED = ("ConvBNFusion", "NchwcTransformer")
 """Optimizers that make weights of their own of those in the file. Without them they are read where the system has
@@ -75,7 +75,6 @@ class Relevance:
         SettingsError.
         """
         manifest, plan = self._bundle.manifest, self._plan
-        copies = plan.provider != CPU or self._bundle.weights.stat().st_size <= _FEW_WEIGHTS
         refusal = refusal_of_relevance(plan.memory_limit, manifest.id)
         if refusal is not None:
             raise SettingsError(refusal)
@@ -85,8 +84,8 @@ class Relevance:
             self._providers,
             plan.intra_op_threads,
             plan.spinning,
-            entries=_SHARED,
-            without=_FOLDED if copies else (*_FOLDED, *_COPIED),
+            entries=SHARED,
+            without=left_out(self._bundle, plan.provider),
         )
         check_interface(manifest, session, _inputs(manifest), self._shapes)
         check_golden_maps(manifest, self._bundle.golden, plan.provider, functools.partial(self._run_golden, session))
@@ -135,6 +134,12 @@ class Relevance:
             self._shapes,
             lambda: dict(zip(names, session.run(names, feed, self._options), strict=True)),
         )
+
+
+def left_out(bundle: Bundle, provider: str) -> tuple[str, ...]:
+    """The optimizers that its session does without."""
+    copies = provider != CPU or bundle.weights.stat().st_size <= _FEW_WEIGHTS
+    return _FOLDED if copies else (*_FOLDED, *_COPIED)
 
 
 def _inputs(manifest: Manifest) -> dict[str, tuple[str, list[int | str]]]:

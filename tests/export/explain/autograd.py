@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from export.eager import logits_of
 
-_SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
+SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 
 
 class Probabilities(TorchFunctionMode):
@@ -25,10 +25,10 @@ class Probabilities(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _SOFTMAX and args[0].dtype == torch.float64:
+        if func in SOFTMAX and args[0].dtype == torch.float64:
             kwargs.pop("dtype", None)  # float32 is written into some models
         result = func(*args, **kwargs)
-        if func in _SOFTMAX and result.ndim > 2 and result.requires_grad:
+        if func in SOFTMAX and result.ndim > 2 and result.requires_grad:
             self.seen.append(result)
         return result
 
@@ -46,6 +46,6 @@ def matching(shapes: Sequence[tuple[int, ...]], seen: Sequence[Tensor]) -> list[
     """Of each value of the graph the softmax that it is, both in depth order; a graph leaves some out."""
     left = iter(enumerate(seen))
     return [
-        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-1] == shape[-1])
+        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-2:] == shape[-2:])
         for shape in shapes
     ]

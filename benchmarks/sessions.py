@@ -1,0 +1,46 @@
+"""ONNX Runtime's sessions as the service opens them, without the service."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from saccade.bundle import Bundle
+from saccade.golden import made_pictures
+from saccade.preprocess import normalize
+from service.relevance import SHARED, left_out
+from service.session import CLASS_INDEX, CPU, open_session, switches_of
+
+LOGITS = "logits"
+Feed = dict[str, NDArray[Any]]
+_SEED = 23
+
+
+def open_labels(bundle: Bundle, threads: int) -> onnxruntime.InferenceSession:
+    """model.onnx."""
+    return open_session(bundle.manifest, bundle.graph, [CPU], threads, False)
+
+
+def open_maps(bundle: Bundle, threads: int, *, shared: bool = True) -> onnxruntime.InferenceSession:
+    """relevance.onnx; not `shared`: by ONNX Runtime's defaults, which make copies of the weights."""
+    if not shared:
+        return open_session(bundle.manifest, bundle.relevance, [CPU], threads, False)
+    return open_session(
+        bundle.manifest, bundle.relevance, [CPU], threads, False, entries=SHARED, without=left_out(bundle, CPU)
+    )
+
+
+def feed_of(bundle: Bundle, batch: int) -> Feed:
+    """Made pictures, for model.onnx."""
+    spec = bundle.manifest.preprocessing
+    return {"pixel_values": normalize(made_pictures(batch, spec.height, spec.width, _SEED), spec)}
+
+
+def maps_feed_of(bundle: Bundle, batch: int, classes: int, outputs: Sequence[str]) -> Feed:
+    """The same pictures, of each the first classes, its top class first, and only those maps worked out that are among
+    the outputs.
+    """
+    asked = np.tile(-1 - np.arange(classes), (batch, 1))
+    return {**feed_of(bundle, batch), CLASS_INDEX: asked, **switches_of(bundle.manifest, outputs)}

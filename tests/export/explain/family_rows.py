@@ -1,0 +1,136 @@
+"""The table of families: what `saccade export` makes of each, and how near it is to float64 autograd."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from export.adopt import Facts
+from export.eager import Eager, Logits
+from export.explain.relevance import GRAD_CAM, LEGRAD
+from export.module import adopt_module
+from export.pretrained.checkpoint import ARCHITECTURES
+from saccade.card import Card
+from saccade.errors import SaccadeError
+from saccade.manifest import Manifest, Origin, Preprocessing
+from tests.export import families
+from tests.export.explain import more_families
+from tests.export.explain.proofs import (
+    GRADIENT,
+    OF_MAPS,
+    Array,
+    BlocksOf,
+    Error,
+    grad_cam,
+    gradient_error,
+    legrad,
+    map_errors,
+    of_module,
+    published,
+)
+
+PICTURES = 3
+
+
+class Row(NamedTuple):
+    """What became of a family."""
+
+    family: str
+    architecture: str
+    said: str | None = None
+    """Why there is no bundle."""
+    layers: tuple[int, int] = (0, 0)
+    """Of attention: given, and found in the model."""
+    maps: tuple[str, ...] = ()
+    of: int = 0
+    """Layers that the maps are made of."""
+    why_not: Mapping[str, str] = MappingProxyType({})
+    gradient: Error | None = None
+    errors: Mapping[str, Error] = MappingProxyType({})
+
+
+def measure(name: str) -> Row:
+    """Exports the family's small model and compares the bundle with autograd through the model itself."""
+    architecture = more_families.architecture(name)
+    try:
+        module = more_families.model(name)
+        with tempfile.TemporaryDirectory() as place:
+            return _measured(name, architecture, module, Path(place))
+    except (SaccadeError, ImportError) as error:
+        return Row(name, architecture, " ".join(str(error).split()))
+
+
+def _measured(name: str, architecture: str, module: nn.Module, place: Path) -> Row:
+    height, width = more_families.size(name)
+    facts = Facts(
+        families.LABELS,
+        Preprocessing(height=height, width=width, fit="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        Origin(kind="torch", name=architecture),
+        Card(summary=name, license="CC0-1.0", parameters=sum(one.numel() for one in module.parameters())),
+    )
+    bundle, exposed = adopt_module(module, facts, lambda made: Eager(name, made, module), place, "it")
+    manifest = bundle.manifest
+    pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
+    ask = of_module(lambda: Logits(more_families.model(name)), manifest)
+    gradients = manifest.maps.gradients
+    blocks = _blocks(module, manifest) if len(manifest.attention) == len(exposed.table) else None
+
+    def maps(kind: torch.dtype, part: Array) -> dict[str, Array]:
+        if gradients is not None and GRAD_CAM in gradients.names:
+            return {GRAD_CAM: grad_cam(lambda: more_families.model(name), bundle, part, kind)}
+        found = published(manifest, ask(kind, part))
+        if blocks is not None:
+            found[LEGRAD] = legrad(lambda: Logits(more_families.model(name)), blocks, manifest, part, kind)
+        return found
+
+    return Row(
+        name,
+        architecture,
+        None,
+        (len(manifest.attention), len(exposed.table)),
+        () if gradients is None else gradients.names,
+        0 if gradients is None else len(gradients.layers),
+        dict(manifest.maps.why_not),
+        gradient_error(bundle, ask, pixels),
+        {} if gradients is None else map_errors(bundle, maps, pixels),
+    )
+
+
+def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
+    """Of a model whose attention is one list of blocks; None where LeGrad has to go without autograd beside it."""
+    gradients = manifest.maps.gradients
+    if gradients is None or LEGRAD not in gradients.names or len(gradients.layers) != len(manifest.attention):
+        return None
+
+    def of(inner: nn.Module) -> tuple[list[nn.Module], str, tuple[int, ...]]:
+        lists = [one for one in inner.modules() if isinstance(one, nn.ModuleList)]
+        (blocks,) = [one for one in lists if len(one) == len(manifest.attention)][:1]
+        return [*blocks], "forward", (1,)
+
+    return of
+
+
+def cells(row: Row) -> list[str]:
+    """Of the page's table."""
+    option = "transformers" if row.architecture in ARCHITECTURES else "torch"
+    given, found = row.layers
+    layers = "none" if not found else f"{found}" if given == found else f"{given} of {found}"
+    maps = ", ".join(f"`{name}`" for name in row.maps) or "none"
+    made_of = f"{maps}; of {row.of} layer{'s' * (row.of != 1)}" if row.of else maps
+    errors = ", ".join(f"{name} {said(error)}" for name, error in row.errors.items())
+    return [row.family, f"`{row.architecture}`", option, layers, made_of, said(row.gradient), errors]
+
+
+def said(error: Error | None) -> str:
+    """1e-07 (autograd 2e-07)."""
+    return "" if error is None else f"{error.ours:.0e} ({error.autograd:.0e})"
+
+
+def failing(row: Row) -> list[str]:
+    """What does not hold."""
+    broken = [] if row.gradient is None or row.gradient.holds(GRADIENT) else [f"{row.family}: gradients {row.gradient}"]
+    return broken + [f"{row.family}: {name} {one}" for name, one in row.errors.items() if not one.holds(OF_MAPS)]

@@ -1,0 +1,105 @@
+"""docs/explanations.md: what maps of the gradient are, what they do not show, how right they are, what they cost.
+
+`python -m tests.export.explanations --out docs/explanations.md` measures every family and every shipped model, and
+writes the page; what it says of cost comes from docs/explanations.json (`python -m benchmarks.relevance`).
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.relevance_tables import cost_section
+from tests.conftest import ROOT
+from tests.export.explain import family_rows, more_families, shipped_rows
+from tests.export.explain.proofs import GRADIENT, OF_MAPS, TIMES
+
+COSTS = ROOT / "docs/explanations.json"
+FAMILIES_HEAD = "| family | class in transformers | `saccade export --from-` | attention | maps | ∇A | maps' errors |"
+SHIPPED_HEAD = "| model | ∇A | relevance | grad_attention | legrad | grad_cam |"
+CHECKS_HEAD = "| model | two classes | random weights, from the head down | one weight | alone | one colour |"
+
+WORDS = Path(__file__).with_suffix(".md")
+"""Around the tables."""
+
+
+def page(
+    families: Sequence[family_rows.Row], shipped: Sequence[shipped_rows.Row], checks: Sequence[shipped_rows.Sane]
+) -> str:
+    """The document."""
+    return WORDS.read_text(encoding="utf-8").format(
+        family_pictures=family_rows.PICTURES, gradient=GRADIENT, maps=OF_MAPS, times=TIMES,
+        families_head=FAMILIES_HEAD, families=_lines(family_rows.cells(row) for row in families if row.said is None),
+        reasons="\n".join(_reasons(families)), others=_others(),
+        pictures=shipped_rows.PICTURES, shipped_head=SHIPPED_HEAD, shipped=_lines(row.cells() for row in shipped),
+        checks_head=CHECKS_HEAD, checks=_lines(row.cells() for row in checks), sanity=shipped_rows.FOR_SANITY,
+        cost=cost_section(costs()),
+    )  # fmt: skip
+
+
+def costs() -> dict[str, Any]:
+    """What `benchmarks.relevance` found."""
+    found: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8"))
+    return found
+
+
+def _lines(rows: Iterator[list[str]]) -> str:
+    return "\n".join(line(cells) for cells in rows)
+
+
+def line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _reasons(rows: Sequence[family_rows.Row]) -> Iterator[str]:
+    """Of maps that models of this kind could have; each reason once, with the families that it is of."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.said is not None:
+            found.setdefault(f"no bundle: {row.said}", []).append(row.family)
+        elif row.maps:
+            for name, reason in row.why_not.items():
+                if row.layers[0] and name != "grad_cam":
+                    found.setdefault(f"no `{name}`: {reason}", []).append(row.family)
+        else:
+            said = dict.fromkeys(
+                reason for name, reason in row.why_not.items() if name != "grad_cam" or not row.layers[0]
+            )
+            found.setdefault(f"none: {'; '.join(said)}", []).append(row.family)
+    for reason, names in found.items():
+        yield f"- {', '.join(names)}: {reason}."
+
+
+def _others() -> str:
+    try:
+        import timm  # noqa: F401 - whether it is there
+    except ImportError:
+        return "timm could not be imported where this page was written, so no family of it is here."
+    return "timm's families are not measured here."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    families = []
+    for name in more_families.NAMES:
+        families.append(family_rows.measure(name))
+        print(line(family_rows.cells(families[-1])), flush=True)
+    shipped, checks = [], []
+    for name in shipped_rows.NAMES:
+        with shipped_rows.opened(name) as bundle:
+            shipped.append(shipped_rows.measure(bundle))
+            checks.append(shipped_rows.check(bundle))
+    for broken in [*(one for row in families for one in family_rows.failing(row)),
+                   *(one for row in shipped for one in row.failing())]:  # fmt: skip
+        print("beyond what is allowed:", broken)
+    options.out.write_text(page(families, shipped, checks), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from benchmarks.relevance import add_relevance
 from safetensors import numpy as safetensors
 
+from benchmarks.relevance import add_relevance
 from saccade.bundle import find_bundles, open_bundle, update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server

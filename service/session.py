@@ -115,9 +115,14 @@ def open_session(
     *,
     entries: Mapping[str, str] = MappingProxyType({}),
     without: Sequence[str] = (),
+    warnings: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """With further `entries` of its configuration, `without` those optimizers. Raises BundleError, SettingsError."""
+    """With further `entries` of its configuration, `without` those optimizers, and without what ONNX Runtime warns of.
+    Raises BundleError, SettingsError.
+    """
     options = onnxruntime.SessionOptions()
+    if not warnings:
+        options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.

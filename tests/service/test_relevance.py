@@ -256,7 +256,10 @@ def labels_only(bundle: Bundle) -> str:
 
 def other_maps(bundle: Bundle) -> str:
     maps = bundle.manifest.maps.model_dump()
-    update_bundle(bundle, {"maps": {**maps, "gradients": {**maps["gradients"], "names": ["relevance", "grad_cam"]}}})
+    update_bundle(
+        bundle,
+        {"maps": {**maps, "gradients": {**maps["gradients"], "names": [*maps["gradients"]["names"], "grad_cam"]}}},
+    )
     return r"the graph has no output grad_cam; it has logits"
 
 

@@ -22,7 +22,7 @@ from export.explain.even import Even
 from export.explain.gradients.quantize import rounded
 from export.explain.known import other_floats
 from export.explain.source import Source, behind, laid_out
-from export.explain.stream import Stream, classify, stream_of
+from export.explain.stream import Stream, check_copy, classify, stream_of
 from export.graph.adder import Adder
 from export.graph.places import Places
 from saccade.errors import BundleError
@@ -90,6 +90,7 @@ def _of_blocks(
     answers = classify(add, model, stream, logits, places, stacked)
     repeated = seed if count == 1 else add("Tile", seed, [1, count, 1])
     try:
+        check_copy(model, stream, places, {stream.last: logits, stacked: answers})
         by_means = differentiate(model, {answers: repeated}, [stacked])[stacked]
     except BundleError as error:
         raise BundleError("its classifier cannot be asked for the mean of a block's tokens") from error

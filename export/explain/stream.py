@@ -3,13 +3,14 @@ them.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from export.explain.differentiate import carried, is_flat
+from export.explain.float64 import Float64
 from export.explain.source import behind
 from export.graph.adder import Adder
 from export.graph.labels import constant_along
@@ -17,6 +18,8 @@ from export.graph.nodes import describe, integer
 from export.graph.places import Places
 from saccade.errors import BundleError
 
+_ALIKE = 2
+"""Pictures that a copied classifier is tried with."""
 _ACTIVATIONS = ("Relu", "Gelu", "HardSwish")
 """They may end a block, behind its sum."""
 
@@ -85,6 +88,25 @@ def classify(
             inputs[1:] = _first_of(add, node, axis, inputs)
         copies[node.outputs[0]] = add(node.op_type, *inputs, **node.attributes)
     return copies[logits]
+
+
+def check_copy(model: ir.Model, stream: Stream, places: Places, heads: Mapping[ir.Value, ir.Value]) -> None:
+    """Raises BundleError unless each of `heads`, what a classifier takes and gives, gives the same in float64: where it
+    takes all tokens of the last block, of tokens that are all alike; else of that one token.
+    """
+    pixels, graph = model.graph.inputs[0], Float64(model, straight=True)
+    assert pixels.shape is not None
+    size = [length for length in pixels.shape[1:] if isinstance(length, int)]
+    shape = places.shape_of(stream.last)[1:]
+    one = np.random.default_rng(0).standard_normal([1 if axis in stream.axes else length
+                                                    for axis, length in enumerate(shape, 1)])  # fmt: skip
+    answers = []
+    for tokens, answer in heads.items():
+        alike = np.broadcast_to(one, (_ALIKE, *(shape if tokens is stream.last else one.shape)))
+        answers.append(graph.run({pixels: np.zeros((_ALIKE, *size)), tokens: alike}, [answer])[answer])
+    of_all, of_one = answers
+    if not np.allclose(of_one, of_all, rtol=1e-6, atol=1e-9):
+        raise BundleError("the classifier says of one token not what it says of all tokens alike")
 
 
 def _way(model: ir.Model, logits: ir.Value) -> list[ir.Node]:

@@ -183,6 +183,24 @@ def test_a_model_without_a_residual_stream_has_the_other_maps(models: Path) -> N
     assert check_gradients(model, added.derivatives) < 1e-6
 
 
+def test_a_classifier_that_counts_its_tokens_is_not_asked_for_one(models: Path) -> None:
+    """A sum over the patches, divided by how many they are, is a mean; but of one token it is a part of it."""
+    bundle = open_bundle(models / "tiny-vit-mean" / "1")
+    model = ir.load(bundle.graph)
+    pooled = next(node for node in model.graph if node.op_type == "ReduceMean" and node.outputs[0].shape[-1] == 32)
+    patches = bundle.manifest.attention[-1].patches
+    total = ir.node("ReduceSum", pooled.inputs, {"keepdims": pooled.attributes["keepdims"].as_int()})
+    share = ir.Value(name="share", const_value=ir.tensor(np.float32(1 / patches), name="share"))
+    model.graph.initializers["share"] = share
+    mean = ir.node("Mul", [total.outputs[0], share])
+    total.outputs[0].name = "total"
+    model.graph.insert_before(pooled, [total, mean])
+    replace(model, pooled, mean.outputs)
+    added = add_relevance(model, Classifier.of(model, bundle.manifest))
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
+    assert added.why_not[LEGRAD] == "its classifier cannot be asked for the mean of a block's tokens"
+
+
 def test_maps_rest_where_they_are_not_wanted(models: Path, tmp_path: Path) -> None:
     """What is wanted is the same with and without the others, which are empty."""
     bundle = open_bundle(models / "tiny-vit" / "1")

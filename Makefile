@@ -21,8 +21,10 @@ serve: $(VENV)/installed-cpu ## run the service (HOST, PORT, MODELS, DEFAULT_MOD
 	SACCADE_HOST="$(HOST)" SACCADE_PORT="$(PORT)" SACCADE_MODELS="$(MODELS)" SACCADE_DEFAULT_MODEL="$(DEFAULT_MODEL)" \
 	exec $(BIN)/python -m service
 
-test: $(VENV)/installed-dev ## every test but the slow ones
-	$(BIN)/python -m pytest
+# processes side by side, a file of tests in one of them
+JOBS ?= 2
+test: $(VENV)/installed-dev ## every test but the slow ones (JOBS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## minutes of broken files: the whole corpus, and a minute of fuzzing
 	$(BIN)/python -m pytest -m slow

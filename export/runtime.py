@@ -36,15 +36,19 @@ def open_graph(
 
 def open_relevance(graph: Path | bytes, *, threads: int = 0, folder: Path | None = None) -> Explain:
     """As open_graph, of a relevance.onnx: (n, 3, H, W) and class_index (n, k) -> all that it gives."""
-    session = _session(graph, threads, optimised=True, folder=folder)
+    session = _session(graph, threads, optimised=True, folder=folder, warnings=False)
     names = [output.name for output in session.get_outputs()]
     pixel_values, class_index, *switches = (one.name for one in session.get_inputs())
     on = dict.fromkeys(switches, np.array(True))
     return lambda pixels, classes: _run(session, names, {pixel_values: pixels, class_index: classes, **on})
 
 
-def _session(graph: Path | bytes, threads: int, optimised: bool, folder: Path | None) -> onnxruntime.InferenceSession:
+def _session(
+    graph: Path | bytes, threads: int, optimised: bool, folder: Path | None, *, warnings: bool = True
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    if not warnings:  # it warns of each node that an If keeps it from taking away
+        options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimised:

@@ -23,7 +23,6 @@ def lines(exposed: Exposed, facts: Facts, said: Sequence[str], assumed: Sequence
     return [
         *table,
         f"logits read the tokens by: {read_by(exposed.layers, exposed.pooling)}",
-        f"maps: {', '.join(exposed.maps.available) or 'none'}",
         f"pictures: {spec.height} x {spec.width}, {fit}, {spec.interpolation}, {spec.channels}, "
         f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
         f"scores: {facts.scores}, {len(facts.labels)} labels",

@@ -56,9 +56,9 @@ def verify(bundle: Bundle, data: Path | None, *, file: Path | None = None, funct
     for a net of our own). `file` and `function` are as in `reference_of`. Raises BundleError naming what does not hold.
     """
     reference = reference_of(bundle, file=file, function=function)
+    proof = prove(bundle, reference, data)
     if bundle.manifest.maps.gradients is not None:
         check_made(bundle)
-    proof = prove(bundle, reference, data)
     measured = {"parity": proof.parity.model_dump(), "tolerance": proof.tolerance}
     return update_bundle(bundle, measured, {GOLDEN: proof.golden})
 

@@ -69,7 +69,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} lists no {', '.join(missing)}")
     strange = sorted(repr(name) for name in manifest.files if name not in files)
     if strange:
-        raise BundleError(f"{folder / MANIFEST} lists {', '.join(strange)}, which is no part of such a bundle")
+        raise BundleError(f"{folder / MANIFEST} lists {', '.join(strange)}, which is no part of a bundle like this")
     listed = {MANIFEST, *files}
     unlisted = {path.name for path in folder.iterdir()} - listed - {_part(name) for name in listed}
     if unlisted:  # a graph could read them, and nobody would have checked them

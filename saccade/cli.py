@@ -97,8 +97,7 @@ def export(options: argparse.Namespace) -> None:
         return
     (adopting,) = needs("export", f"export.from_{source}")
     bundle, said = adopting.adopt(options)
-    report(bundle.manifest)
-    print("\n".join(said))
+    report(bundle.manifest, said)
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Which maps a model has, and in words why it lacks the others: what `saccade export` and the service say of them."""
 
+from collections.abc import Sequence
 from typing import get_args
 
 from saccade.manifest import GradientMapName, Manifest, MapName
@@ -46,13 +47,11 @@ def _said(manifest: Manifest, name: MapName) -> str:
     return f"yes, {rows} x {columns}" if whole else f"yes, {rows} x {columns}, of {', '.join(gradients.layers)}"
 
 
-def report(manifest: Manifest) -> None:
-    """Prints what was measured of a bundle, and its maps."""
+def report(manifest: Manifest, found: Sequence[str] = ()) -> None:
+    """Prints what was measured of a bundle, what was `found` in its source, and its maps."""
     assert manifest.parity is not None
     width = max(map(len, manifest.parity.checks))
     print(f"{manifest.id}: {manifest.parity.source}, batches of {', '.join(map(str, manifest.parity.batches))}")
     for name, check in manifest.parity.checks.items():
         print(f"  {name:{width}}  {check.largest:.2e}  (allowed {check.allowed:.0e})")
-    print("maps:")
-    for line in map_lines(manifest):
-        print(f"  {line}")
+    print("\n".join([*found, "maps:", *(f"  {line}" for line in map_lines(manifest))]))

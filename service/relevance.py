@@ -85,6 +85,7 @@ class Relevance:
             plan.intra_op_threads,
             plan.spinning,
             entries=SHARED,
+            warnings=False,  # one for each node that an If keeps it from taking away
             without=left_out(self._bundle, plan.provider),
         )
         check_interface(manifest, session, _inputs(manifest), self._shapes)

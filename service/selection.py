@@ -57,11 +57,17 @@ class Selection(NamedTuple):
 
 
 def select(
-    manifest: Manifest, options: ClassifyOptions, max_bytes: int, *, max_classes: int = 10, gradients: bool = True
+    manifest: Manifest,
+    options: ClassifyOptions,
+    max_bytes: int,
+    *,
+    max_classes: int | None = None,
+    gradients: bool = True,
 ) -> Selection:
     """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`.
 
-    Maps of the gradient are for at most `max_classes` classes, and without `gradients` for none.
+    Maps of the gradient are for at most `max_classes` classes, as many as one likes without it; and there are none
+    without `gradients`.
     """
     selection = _resolve(manifest, options)
     if selection.class_index:
@@ -130,14 +136,14 @@ def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
     return selection._replace(class_index=_class_index(selection), numbers=_numbers(manifest, selection))
 
 
-def _check_gradients(manifest: Manifest, selection: Selection, max_classes: int, gradients: bool) -> None:
+def _check_gradients(manifest: Manifest, selection: Selection, max_classes: int | None, gradients: bool) -> None:
     asked, count = next(name for name in selection.maps if name in GRADIENT), len(selection.class_index)
     if not gradients:
         raise UnsupportedMap(
             f"{manifest.id} gives no map {asked!r}: SACCADE_RELEVANCE is off; it has "
             f"{', '.join(offered(manifest, gradients=False)) or 'no map'}"
         )
-    if count > max_classes:
+    if max_classes is not None and count > max_classes:
         raise TooManyClasses(f"classes: {count} are asked for; the limit is {max_classes} for the map {asked!r}")
 
 

@@ -74,7 +74,8 @@ class OnnxRunner:
         """(n, 3, H, W) -> the outputs named, each with n first; with `class_index` (n, k) those of relevance.onnx. Lets
         go of the GIL.
         """
-        session, feed = self._session, {"pixel_values": pixels}  # type: tuple[Any, dict[str, NDArray[Any]]]
+        session = self._session
+        feed: dict[str, NDArray[Any]] = {"pixel_values": pixels}
         self._explains = class_index is not None
         if class_index is not None:
             assert self._explaining is not None
@@ -114,9 +115,14 @@ def open_session(
     *,
     entries: Mapping[str, str] = MappingProxyType({}),
     without: Sequence[str] = (),
+    warnings: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """With further `entries` of its configuration, `without` those optimizers. Raises BundleError, SettingsError."""
+    """With further `entries` of its configuration, `without` those optimizers, and without what ONNX Runtime warns of.
+    Raises BundleError, SettingsError.
+    """
     options = onnxruntime.SessionOptions()
+    if not warnings:
+        options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
@@ -206,8 +212,8 @@ def check_interface(
 
 def _takes(seen: tuple[str, list[Any]], said: tuple[str, list[int | str]]) -> bool:
     """Axes of a fixed length have it, and the others have none."""
-    lengths = ([one if isinstance(one, int) else None for one in shape] for _, shape in (seen, said))
-    return seen[0] == said[0] and next(lengths) == next(lengths)
+    lengths = [[one if isinstance(one, int) else None for one in shape] for _, shape in (seen, said)]
+    return seen[0] == said[0] and lengths[0] == lengths[1]
 
 
 def _check_shape(manifest: Manifest, name: str, seen: Sequence[object], expected: Sequence[int | None]) -> None:

@@ -135,7 +135,8 @@ def _run(model: ir.Model, shaped: Sequence[ir.Value], constants: Iterable[ir.Val
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[PROVIDER])
         found: list[NDArray[Any]] = session.run(None, feed)
     except Exception as error:  # its exceptions share no base class with each other
-        raise BundleError(f"ONNX Runtime does not run the graph with {batch} pictures: {error}") from error
+        line = str(error).splitlines()[0]
+        raise BundleError(f"ONNX Runtime does not run the graph with {batch} pictures: {line}") from error
     return found
 
 

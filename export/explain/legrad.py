@@ -25,6 +25,7 @@ from export.explain.source import Source, behind, laid_out
 from export.explain.stream import Stream, classify, stream_of
 from export.graph.adder import Adder
 from export.graph.places import Places
+from saccade.errors import BundleError
 from saccade.manifest import AttentionLayer, Pooling
 
 
@@ -88,7 +89,10 @@ def _of_blocks(
     stacked = means[0] if count == 1 else add("Concat", *means, axis=0)
     answers = classify(add, model, stream, logits, places, stacked)
     repeated = seed if count == 1 else add("Tile", seed, [1, count, 1])
-    by_means = differentiate(model, {answers: repeated}, [stacked])[stacked]
+    try:
+        by_means = differentiate(model, {answers: repeated}, [stacked])[stacked]
+    except BundleError as error:
+        raise BundleError("its classifier cannot be asked for the mean of a block's tokens") from error
 
     add = Adder(model)
     scaled = add("Mul", by_means, add.number(1 / stream.length))

@@ -46,22 +46,45 @@ def behind(model: ir.Model, value: ir.Value) -> set[ir.Value]:
 
 
 def last_features(model: ir.Model, logits: ir.Value) -> ir.Value:
-    """The last feature map (batch, channels, rows, columns) on the way to the logits: what is pooled. Raises
-    BundleError where there is none.
+    """The last feature map (batch, channels, rows, columns) on the way to the logits: what is pooled, or where nothing
+    is, what the last convolution gives. All of the way leads through it, not a side branch alone, as one that weighs
+    channels. Raises BundleError where there is none.
     """
-    way, found = behind(model, logits), None
+    narrows, pooled, convolved = _bottlenecks(model, logits), None, None
     for node in model.graph:
-        pooled = node.inputs[0] if node.inputs else None
+        if node.outputs[0] not in narrows:
+            continue
         axes = node.inputs[1] if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
         held = None if axes is None else axes.const_value
         over = None if held is None else sorted(int(axis) % 4 for axis in held.numpy().ravel())
-        if pooled is not None and node.outputs[0] in way and (node.op_type == "GlobalAveragePool" or over == [2, 3]):
-            found = pooled
+        if node.op_type in ("GlobalAveragePool", "GlobalMaxPool") or over == [2, 3]:
+            pooled = node.inputs[0]
+        convolved = node.outputs[0] if node.op_type == "Conv" else convolved
+    found = pooled or convolved
     if found is None:
-        convolutions = [node for node in model.graph if node.op_type == "Conv" and node.outputs[0] in way]
-        if not convolutions:
-            raise BundleError("the graph has neither attention nor a convolution that a map could be made of")
-        found = convolutions[-1].outputs[0]
+        raise BundleError("the graph has neither attention nor a convolution that a map could be made of")
+    return found
+
+
+def _bottlenecks(model: ir.Model, logits: ir.Value) -> set[ir.Value]:
+    """Values that each way from the pictures to the logits leads through."""
+    way, pictures = behind(model, logits), model.graph.inputs[0]
+    hanging, open_ways, found = {pictures}, {pictures}, set()
+    users = {value: {node for node, _ in value.uses()} for value in way}
+    left = {value: sum(node.outputs[0] in way for node in users[value]) for value in way}
+    for node in model.graph:
+        taken = {value for value in node.inputs if value in hanging}
+        if node.outputs[0] not in way or not taken:
+            continue
+        for value in taken:
+            left[value] -= 1
+            if not left[value]:
+                open_ways.discard(value)
+        if node.op_type not in ("Shape", "Size"):  # of which no number hangs on the pictures
+            hanging |= {value for value in node.outputs if value in way}
+            open_ways |= {value for value in node.outputs if value in way}
+        if len(open_ways) == 1:
+            found |= open_ways
     return found
 
 

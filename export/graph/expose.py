@@ -12,6 +12,7 @@ from export.graph.adder import Adder
 from export.graph.attention import Found, find
 from export.graph.geometry import layer_of
 from export.graph.places import Places
+from export.graph.pools import plain_pools
 from export.graph.reading import ClassTokens, Reading, read_class_tokens, read_pooling
 from export.names import CLASS_TOKENS, INPUT, LOGITS, POOLING, ROLLOUT, attention_output
 from export.nets.maps import rolls_out
@@ -80,9 +81,11 @@ def look(
 ) -> Seen:
     """As `expose` takes them; of attention that is not `among` these values none is used.
 
-    To the model a Flatten is added at most. Raises DataError where the graph is no such classifier.
+    To the model a Flatten is added at most, and pools over a whole map are written so. Raises DataError where the
+    graph is no such classifier.
     """
     places = Places(model, size).follow_all(model)
+    plain_pools(model, places)
     head = _by_label(Adder(model), places, logits, over)
     rows, used = _layers(find(model, places), grid, names, among)
     return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))

@@ -95,7 +95,7 @@ def test_the_attention_is_softmax_of_qk_however_it_is_written(function: str, tmp
         assert np.abs(seen[layer.output] - weights.numpy()).max() <= 1e-5
     assert bundle.manifest.pooling is not None
     assert bundle.manifest.pooling.kind == "class_token"
-    assert bundle.manifest.maps.available == ("rollout",)
+    assert bundle.manifest.maps.available == ("rollout", "relevance", "grad_attention", "legrad")
     assert "blocks.1" in said
     assert "attention_01" in said
 
@@ -112,7 +112,7 @@ def test_torchs_own_encoder_gives_the_weights_that_it_reports(tmp_path: Path) ->
         attention = made.encoder.layers[0].self_attn
         _, weights = attention(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)
     assert np.abs(seen["attention_00"] - weights.numpy()).max() <= 1e-5
-    assert bundle.manifest.maps.available == ("rollout", "class")
+    assert bundle.manifest.maps.available == ("rollout", "class", "relevance", "grad_attention", "legrad")
     assert "encoder.layers.1.self_attn" in said
 
 
@@ -192,7 +192,7 @@ def test_a_cnn_has_a_class_map_and_says_that_it_has_no_attention(tmp_path: Path)
     assert len(load_file(weights)) == len(module.state_dict()) - 1
     bundle, said = exported("cnn", tmp_path)
     assert "attention: none was found" in said
-    assert bundle.manifest.maps.available == ("class",)
+    assert bundle.manifest.maps.available == ("class", "grad_cam")
     pixels, seen = answers(bundle)
     made: Any = module
     with torch.no_grad():

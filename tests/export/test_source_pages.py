@@ -71,5 +71,5 @@ def test_the_module_of_the_page_becomes_a_verified_bundle(
     run("from-torch.md")
     manifest = open_bundle(tmp_path / "models" / "my-net" / "1").manifest
     assert [layer.grid for layer in manifest.attention] == [(4, 6), (4, 6)]
-    assert manifest.maps.available == ("rollout", "class")
+    assert manifest.maps.available == ("rollout", "class", "relevance", "grad_attention", "legrad")
     assert "blocks.0" in capsys.readouterr().out

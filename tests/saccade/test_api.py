@@ -79,10 +79,26 @@ def test_a_query_survives_its_way_through_the_client(query: str) -> None:
         ("min_score=nan", "min_score must be a number, not 'nan'"),
         ("min_score=inf", "min_score must be a number, not 'inf'"),
         ("min_score=high", "min_score must be a number, not 'high'"),
-        ("maps=foo", "maps must be none, or of pooling, rollout and class, with commas, not 'foo'"),
-        ("maps=", "maps must be none, or of pooling, rollout and class, with commas, not ''"),
-        ("maps=none,class", "maps must be none, or of pooling, rollout and class, with commas, not 'none,class'"),
-        ("maps=class,", "maps must be none, or of pooling, rollout and class, with commas, not 'class,'"),
+        (
+            "maps=foo",
+            "maps must be none, or of pooling, rollout, class, relevance, grad_attention, legrad, grad_cam, "
+            "with commas, not 'foo'",
+        ),
+        (
+            "maps=",
+            "maps must be none, or of pooling, rollout, class, relevance, grad_attention, legrad, grad_cam, "
+            "with commas, not ''",
+        ),
+        (
+            "maps=none,class",
+            "maps must be none, or of pooling, rollout, class, relevance, grad_attention, legrad, grad_cam, "
+            "with commas, not 'none,class'",
+        ),
+        (
+            "maps=class,",
+            "maps must be none, or of pooling, rollout, class, relevance, grad_attention, legrad, grad_cam, "
+            "with commas, not 'class,'",
+        ),
         ("attention=-1", "attention must be none, last, all, or layer indices with commas, not '-1'"),
         ("attention=first", "attention must be none, last, all, or layer indices with commas, not 'first'"),
         ("attention=1,,2", "attention must be none, last, all, or layer indices with commas, not '1,,2'"),

@@ -97,7 +97,7 @@ def test_an_unknown_key_is_an_error_at_every_depth(fields: dict[str, Any]) -> No
         ({"attention": [LAYER, LAYER]}, "outputs must differ from each other: logits, attention_00, attention_00"),
         ({"maps": {"default": [], "rollout": "attention_00"}}, "outputs must differ"),
         ({"maps": {"default": ["class"], "rollout": "rollout"}}, r"\['class'\] are not among .*\['rollout'\]"),
-        ({"maps": {"default": ["saliency"]}}, "'pooling', 'rollout' or 'class'"),
+        ({"maps": {"default": ["saliency"]}}, "'pooling', 'rollout', 'class', 'relevance'"),
         ({"attention": [{**LAYER, "grid": [0, 3]}]}, "greater than or equal to 1"),
         ({"attention": [{**LAYER, "grid": [6]}]}, "grid"),
         ({"attention": [{**LAYER, "heads": 0}]}, "greater than or equal to 1"),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors import numpy as safetensors
 
-from benchmarks.relevance import add_relevance
+from benchmarks.relevance_service import add_relevance
 from saccade.bundle import find_bundles, open_bundle, update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server

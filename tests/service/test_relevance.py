@@ -165,7 +165,7 @@ def test_more_classes_than_max_classes_are_refused_with_bound_and_number(serve: 
     ("query", "status", "code", "words"),
     [
         ({"model": "tiny-cct", "maps": "grad_cam"}, 422, "unsupported_map", "'grad_cam': it is for models without att"),
-        ({"model": "tiny-resnet", "maps": "relevance"}, 422, "unsupported_map", "it has no attention layers"),
+        ({"model": "tiny-resnet", "maps": "relevance"}, 422, "unsupported_map", "attention"),
         ({"model": "tiny-cct", "maps": "relevance", "classes": "10"}, 400, "invalid_parameter", "outside of 0 to 9"),
         ({"model": "tiny-cct", "maps": "relevance", "classes": "-1"}, 400, "invalid_parameter", "no label '-1'"),
         ({"model": "tiny-cct", "maps": "relevance", "classes": "zebra"}, 400, "invalid_parameter", "no label 'zebra'"),
@@ -256,7 +256,10 @@ def labels_only(bundle: Bundle) -> str:
 
 def other_maps(bundle: Bundle) -> str:
     maps = bundle.manifest.maps.model_dump()
-    update_bundle(bundle, {"maps": {**maps, "gradients": {**maps["gradients"], "names": ["relevance", "grad_cam"]}}})
+    update_bundle(
+        bundle,
+        {"maps": {**maps, "gradients": {**maps["gradients"], "names": [*maps["gradients"]["names"], "grad_cam"]}}},
+    )
     return r"the graph has no output grad_cam; it has logits"
 
 

@@ -35,7 +35,8 @@ def copy(models: Path, tmp_path: Path) -> Callable[[str], Bundle]:
 
 
 def holds_alike(one: Bundle, other: Bundle) -> None:
-    assert one.manifest.model_dump(exclude={"parity"}) == other.manifest.model_dump(exclude={"parity"})
+    measured = {"parity", "provenance", "card"}  # of the day
+    assert one.manifest.model_dump(exclude=measured) == other.manifest.model_dump(exclude=measured)
     assert contents(one.folder).keys() == contents(other.folder).keys()
 
 
@@ -160,6 +161,7 @@ def test_a_changed_relevance_file_is_found(copy: Callable[[str], Bundle]) -> Non
     last = branch.outputs[0].producer()
     assert last is not None
     root = ir.node("Sqrt", [last.inputs[0]])
+    root.outputs[0].name = "root"
     branch.insert_before(last, root)
     last.replace_input_with(0, root.outputs[0])
     ir.save(model, bundle.relevance)

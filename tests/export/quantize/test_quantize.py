@@ -97,7 +97,7 @@ def test_weights_are_small_and_near_the_parents(variant: Bundle, parent: Bundle)
     small = {
         name: tensor for name, tensor in ours.items() if tensor.dtype in (np.int8, np.float16) and tensor.size > 99
     }
-    assert sum(tensor.size for tensor in small.values()) > 0.8 * parent.manifest.card.parameters - 1000
+    assert sum(tensor.size for tensor in small.values()) > 0.6 * parent.manifest.card.parameters - 1000
     for name, tensor in small.items():
         if name.endswith(".zero_point"):
             continue

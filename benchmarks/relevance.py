@@ -9,7 +9,6 @@ opened as the service opens them.
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from benchmarks.relevance_inside import memory, time_by_operator
 from benchmarks.sessions import LOGITS, Feed, feed_of, maps_feed_of, open_labels, open_maps
 from benchmarks.stats import median_interval, paired_ratio
 from benchmarks.works import CACHE, ROOT, works
-from export.explain.build import write_relevance
 from saccade.bundle import Bundle, open_bundle
 
 ALL = "all"
@@ -47,24 +45,13 @@ class Question(NamedTuple):
 
 
 def bundles() -> dict[str, Bundle]:
-    """By the name that stands in the tables, each with relevance.onnx; what is missing of it is made in the cache."""
+    """By the name that stands in the tables."""
     found = {
         "CCT-2/3x2": ROOT / "models/cifar10-cct/1",
         "cifar10-hybrid-s": ROOT / "models/cifar10-hybrid-s/1",
         "ViT-Ti/16": works(CACHE)["vit-ti"].bundle,
     }
-    return {name: with_relevance(open_bundle(folder)) for name, folder in found.items()}
-
-
-def with_relevance(bundle: Bundle) -> Bundle:
-    """The bundle, or a copy of it in the cache that has relevance.onnx."""
-    if bundle.manifest.maps.gradients is not None:
-        return bundle
-    folder = CACHE / "relevance" / bundle.manifest.name
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(bundle.folder, folder)
-    maps = write_relevance(Bundle(folder, bundle.manifest), folder)
-    return Bundle(folder, bundle.manifest.model_copy(update={"maps": maps}))
+    return {name: open_bundle(folder) for name, folder in found.items()}
 
 
 def costs(bundle: Bundle, batch: int, threads: int, rounds: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.relevance import with_relevance
 from benchmarks.works import ROOT
 from export.runtime import open_relevance
 from saccade.bundle import open_bundle
@@ -29,7 +28,7 @@ _EDGE, _GAP, _LINE = 300, 8, 30
 
 def panels() -> list[tuple[str, Image.Image]]:
     """(what stands below it, the part that the model saw), the photograph itself first."""
-    bundle = with_relevance(open_bundle(MODEL))
+    bundle = open_bundle(MODEL)
     manifest = bundle.manifest
     assert manifest.maps.gradients is not None
     picture = decode(PHOTOGRAPH.read_bytes(), manifest.preprocessing.background)

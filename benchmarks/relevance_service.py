@@ -8,18 +8,14 @@ ask for relevance, against as many again who ask for labels.
 """
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from benchmarks.contestants import Ours
 from benchmarks.entrants import Figures, LiveServer
 from benchmarks.load import Load, closed
 from benchmarks.stats import Ratio, paired_ratio
 from benchmarks.works import CACHE, QUERIES, Work, works
-from saccade.bundle import GOLDEN, RELEVANCE, WEIGHTS, open_bundle, update_bundle
 
 LABELS = QUERIES["labels"]
 ONE, FIVE = "maps=relevance", "maps=relevance&classes=topk&top_k=5"
@@ -34,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     known = works()
     for name in options.works:
-        work = explained(known[name])
+        work = known[name]
         with_, without = (
             LiveServer(Ours("ours", "the service"), work, "labels", {"relevance": relevance}, CACHE)
             for relevance in ("start", "off")
@@ -47,42 +43,6 @@ def main() -> None:
         finally:
             with_.stop()
             without.stop()
-
-
-def explained(work: Work) -> Work:
-    """The work on a bundle with relevance.onnx: its own, or a copy in the cache where it has none."""
-    if open_bundle(work.bundle).manifest.maps.gradients is not None:
-        return work
-    folder = CACHE.absolute() / "explained" / work.bundle.parent.name / work.bundle.name
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            made = Path(place) / work.bundle.parent.name / work.bundle.name
-            shutil.copytree(work.bundle, made)
-            add_relevance(made)
-            made.rename(folder)
-    return work._replace(name=f"{work.name}-explained", bundle=folder)  # whose name has a folder of models
-
-
-def add_relevance(folder: Path) -> None:
-    """Golden values are what relevance.onnx gives here: speed does not depend on them."""
-    from export.explain.build import write_relevance
-    from export.runtime import open_graph, open_relevance
-    from saccade.golden import golden_file
-
-    bundle = open_bundle(folder)
-    with tempfile.TemporaryDirectory() as place:
-        shutil.copyfile(bundle.weights, Path(place) / WEIGHTS)
-        maps = write_relevance(bundle, Path(place))
-        assert maps.gradients is not None
-        manifest = bundle.manifest.model_copy(update={"maps": maps})
-        graph = Path(place) / RELEVANCE
-        golden = golden_file(manifest, open_graph(bundle.graph), open_relevance(graph))
-        tolerance = {
-            provider: {**kinds, **dict.fromkeys(maps.gradients.names, 1e-3)}
-            for provider, kinds in manifest.tolerance.items()
-        }
-        update_bundle(bundle, {"maps": maps, "tolerance": tolerance}, {RELEVANCE: graph.read_bytes(), GOLDEN: golden})
 
 
 def pay_nothing(work: Work, with_: LiveServer, without: LiveServer, rounds: int, seconds: int, callers: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from saccade.bundle import GOLDEN, MANIFEST, write_bundle
+from saccade.bundle import GOLDEN, MANIFEST, Bundle, write_bundle
 from saccade.card import Card
 from saccade.manifest import Provenance
 
@@ -25,7 +25,7 @@ QUERIES = {"labels": "maps=none", "map": ""}
 
 _PHOTOGRAPH = ROOT / "examples/chelsea.jpg"
 _SEED = 20
-_VIT = "random-vit-ti"
+_VIT = "random-vit-ti-16"
 _RECIPE: dict[str, Any] = {
     "seed": _SEED,
     "default_maps": ["rollout"],
@@ -59,7 +59,7 @@ def works(cache: Path = CACHE) -> dict[str, Work]:
     pictures = cache / "pictures"
     cct, vit = ROOT / "models/cifar10-cct/1", cache / "models" / _VIT / "1"
     if not (vit / MANIFEST).exists():
-        write_bundle(cache / "models", _VIT, 1, partial(random_net, name=_VIT, recipe=_RECIPE))
+        write_bundle(cache / "models", _VIT, 1, partial(random_net, name=_VIT, recipe=_RECIPE, relevance=True))
     png, jpeg = "image/png", "image/jpeg"
     small = _file(pictures / "32x32.png", _small)
     usual = _file(pictures / "500x375.jpg", lambda: _photograph(500, 375, noise=6.0))
@@ -98,7 +98,7 @@ def _photograph(width: int, height: int, noise: float) -> bytes:
     return buffer.getvalue()
 
 
-def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any], relevance: bool = False) -> Mapping[str, Any]:
     """Writes a bundle's files, weights random, by the exporter's own pieces; gives the manifest's fields.
 
     Of 1,000 classes. Without parity, which takes minutes at this size: the golden file holds the graph to the net at
@@ -108,6 +108,8 @@ def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Mapping
 
     from export.assemble import draft_manifest
     from export.convert import Exported, write_model
+    from export.explain.build import explained
+    from export.explain.exact import exactly
     from export.nets import build
     from export.publish import promises
     from export.recipe import Recipe
@@ -128,6 +130,11 @@ def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Mapping
         "card": Card(summary=made.card.summary, license=made.card.license, parameters=net.parameter_count),
     }  # fmt: skip
     write_model(net, made.size, folder)
-    draft = draft_manifest(name, 1, fields)
-    (folder / GOLDEN).write_bytes(golden_file(draft, Exported(net).eval().arrays))
-    return fields
+    bundle = Bundle(folder, draft_manifest(name, 1, fields))
+    bundle = explained(bundle, folder) if relevance else bundle
+    gradients = bundle.manifest.maps.gradients
+    explain = None if gradients is None else exactly(bundle.relevance, bundle.manifest)
+    (folder / GOLDEN).write_bytes(golden_file(bundle.manifest, Exported(net).eval().arrays, explain))
+    wide = {} if gradients is None else dict.fromkeys(gradients.names, 1e-3)
+    tolerance = {provider: {**kinds, **wide} for provider, kinds in bundle.manifest.tolerance.items()}
+    return {**fields, "maps": bundle.manifest.maps, "tolerance": tolerance}

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from pydantic_core import PydanticUndefined
 
+from benchmarks import relevance_picture
 from saccade.api import ClassifyOptions
 from saccade.bundle import find_bundles, open_bundle
 from saccade.cli import _parser, main
@@ -173,15 +174,27 @@ def test_the_python_of_the_documents_runs(
     assert [made.suffix for made in tmp_path.glob("*-map.png")] == [".png"]
 
 
-def test_the_picture_of_the_readme_is_made_by_its_command(tmp_path: Path) -> None:
-    """`saccade overlay`, as written in the README, gives the picture that stands there."""
-    (line,) = [line for line in commands(README) if "saccade overlay" in line]
-    words = shlex.split(line)
-    place = words.index("--out") + 1
-    shown, made = ROOT / words[place], tmp_path / Path(words[place]).name
-    words[place] = str(made)
-    subprocess.run([sys.executable, "-m", "saccade.cli", *words[1:]], cwd=ROOT, check=True, capture_output=True)
-    expected, seen = (np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (shown, made))
+def test_the_overlays_of_the_readme_are_drawn_by_their_commands(tmp_path: Path) -> None:
+    """`saccade overlay`, as written in the README, draws each over the whole photograph."""
+    lines = [shlex.split(line) for line in commands(README) if "saccade overlay" in line]
+    assert len(lines) == 2
+    with Image.open(ROOT / "examples/chelsea.jpg") as photograph:
+        size = photograph.size
+    for words in lines:
+        place = words.index("--out") + 1
+        words[place] = str(tmp_path / words[place])
+        subprocess.run([sys.executable, "-m", "saccade.cli", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        with Image.open(words[place]) as drawn:
+            assert drawn.size == size
+
+
+def test_the_picture_of_the_readme_is_what_the_shipped_model_gives() -> None:
+    """One photograph, its first two classes, two maps: by `python -m benchmarks.relevance_picture`."""
+    parts = relevance_picture.panels()
+    assert [said.split()[-1] for said, _ in parts[1:]] == ["“cat”", "“truck”"]
+    made = relevance_picture.sheet(parts)
+    with Image.open(ROOT / "docs/relevance.jpg") as shown:
+        expected, seen = (np.asarray(one.convert("RGB"), np.float32) for one in (made, shown))
     assert seen.shape == expected.shape
     assert np.abs(seen - expected).mean() < 2
 

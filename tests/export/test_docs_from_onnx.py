@@ -1,4 +1,4 @@
-"""docs/from-onnx.md, and what docs/explanations.md does with its file: they run as they stand, and say what is there."""
+"""docs/from-onnx.md and what docs/explanations.md does with its file: they run as they stand and say what is there."""
 
 import re
 import shlex

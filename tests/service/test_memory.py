@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import pytest
 import yaml
 from safetensors import numpy as safetensors
 
-from benchmarks.relevance_service import add_relevance
 from saccade.bundle import find_bundles, open_bundle, update_bundle
 from service.memory import refusal_to_start
 from tests.conftest import ROOT, Server
@@ -154,14 +152,11 @@ print(own_memory() - before)
 """
 
 
-def test_relevance_has_no_weights_of_its_own_in_memory(tmp_path: Path) -> None:
+def test_relevance_has_no_weights_of_its_own_in_memory() -> None:
     """Of a net of convolutions too, whose sessions make weights of their own: all that it takes, its first run
     included, is less than the weights.
     """
-    folder = tmp_path / "cifar10-hybrid-s" / "1"
-    shutil.copytree(ROOT / "models/cifar10-hybrid-s/1", folder)
-    if open_bundle(folder).manifest.maps.gradients is None:
-        add_relevance(folder)
+    folder = ROOT / "models/cifar10-hybrid-s/1"
     command = [sys.executable, "-c", IN_MEMORY, str(folder)]
     ran = subprocess.run(command, cwd=ROOT, env=environment_with(), capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -84,8 +84,8 @@ def test_models_says_what_each_can_do(service: TestClient) -> None:
     found = {one["name"]: one for one in service.get("/v1/models").json()["models"]}
     assert found["tiny-vit"] == {
         "name": "tiny-vit", "version": 1, "default": False, "labels": 10,
-        "attention_layers": 3,
-        "maps": ["rollout", "relevance", "grad_attention", "legrad"], "scores": "softmax", "input_size": [16, 24], "precision": "float32", "parent": None,
+        "attention_layers": 3, "maps": ["rollout", "relevance", "grad_attention", "legrad"], "scores": "softmax",
+        "input_size": [16, 24], "precision": "float32", "parent": None,
     }  # fmt: skip
     assert found["tiny-cct"]["maps"] == ["pooling", "rollout", "class", "relevance", "grad_attention", "legrad"]
     assert found["tiny-cct"]["default"] is True

@@ -1,9 +1,7 @@
 """The tables of the shipped models: how near they are to float64 autograd, and the checks of sanity, in numbers."""
 
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.explain.build import write_relevance
 from export.explain.relevance import GRAD_CAM, LEGRAD
 from export.nets import Net
 from export.reference import rebuild
@@ -80,18 +77,9 @@ def said(error: Error | None) -> str:
     return "" if error is None else f"{error.ours:.0e} ({error.autograd:.0e})"
 
 
-@contextmanager
-def opened(name: str) -> Iterator[Bundle]:
-    """A shipped model with relevance.onnx, made beside a copy where it has none."""
-    bundle = open_bundle(ROOT / "models" / name / "1")
-    with tempfile.TemporaryDirectory() as place:
-        if bundle.manifest.maps.gradients is None:
-            folder = Path(place)
-            for file in (bundle.graph, bundle.weights):
-                shutil.copyfile(file, folder / file.name)
-            maps = write_relevance(Bundle(folder, bundle.manifest), folder)
-            bundle = Bundle(folder, bundle.manifest.model_copy(update={"maps": maps}))
-        yield bundle
+def opened(name: str) -> Bundle:
+    """A shipped model."""
+    return open_bundle(ROOT / "models" / name / "1")
 
 
 def measure(bundle: Bundle, count: int = PICTURES) -> Row:

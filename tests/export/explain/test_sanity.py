@@ -1,6 +1,5 @@
 """Maps that are worth showing: of the class asked for, of the net's weights, and of the picture; on trained models."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ from tests.export.explain.proofs import graph_gradients
 
 
 @pytest.fixture(scope="module", params=["cifar10-cct", "cifar10-hybrid-s"])
-def trained(request: pytest.FixtureRequest) -> Iterator[Bundle]:
+def trained(request: pytest.FixtureRequest) -> Bundle:
     """Those of the models in the repository that attend."""
-    with shipped_rows.opened(request.param) as bundle:
-        yield bundle
+    return shipped_rows.opened(request.param)
 
 
 def test_another_class_gives_another_map(trained: Bundle) -> None:

@@ -40,6 +40,13 @@ def page(
     )  # fmt: skip
 
 
+def with_costs(page: str) -> str:
+    """The page with another section of costs."""
+    before, rest = page.split("## What they cost\n\n")
+    after = rest[rest.index("\n\nWritten by\n") :]
+    return f"{before}## What they cost\n\n{cost_section(costs())}{after}"
+
+
 def costs() -> dict[str, Any]:
     """What `benchmarks.relevance` found."""
     found: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8"))
@@ -70,7 +77,7 @@ def _reasons(rows: Sequence[family_rows.Row]) -> Iterator[str]:
             )
             found.setdefault(f"none: {'; '.join(said)}", []).append(row.family)
     for reason, names in found.items():
-        yield f"- {', '.join(names)}: {reason}."
+        yield f"- {', '.join(names)}: {reason.rstrip('.')}."
 
 
 def _others() -> str:
@@ -84,7 +91,11 @@ def _others() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--costs", action="store_true", help="measure nothing, write the costs anew")
     options = parser.parse_args()
+    if options.costs:
+        options.out.write_text(with_costs(options.out.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     torch.set_num_threads(1)
     families = []
     for name in more_families.NAMES:

@@ -94,7 +94,7 @@ def _measured(name: str, architecture: str, module: nn.Module, place: Path) -> R
         (len(manifest.attention), len(exposed.table)),
         () if gradients is None else gradients.names,
         0 if gradients is None else len(gradients.layers),
-        dict(manifest.maps.why_not),
+        {map_: " ".join(reason.split()) for map_, reason in manifest.maps.why_not.items()},
         gradient_error(bundle, ask, pixels),
         {} if gradients is None else map_errors(bundle, maps, pixels),
     )

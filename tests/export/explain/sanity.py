@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from torch.overrides import TorchFunctionMode
 
 from export.explain.relevance import GRAD_CAM, RELEVANCE, TOP
-from export.nets import Net, build
-from export.recipe import recipe_of
+from export.nets import Net
+from export.reference import rebuild
 from export.runtime import open_relevance
 from saccade.bundle import RELEVANCE as FILE
 from saccade.bundle import WEIGHTS, Bundle
@@ -60,13 +61,15 @@ def across_classes(bundle: Bundle, count: int) -> float:
 
 class Step(NamedTuple):
     part: str
-    """Of the net that has random weights now, with all that come behind it."""
+    """Of the net whose weights are shuffled now, with all that come behind it."""
     correlation: float
     """With the map of the trained net, of the class that this finds."""
 
 
 def randomised(bundle: Bundle, count: int, folder: Path) -> list[Step]:
-    """Adebayo et al. 2018, cascading: from the head down, each part gets the weights of an untrained net."""
+    """Adebayo et al. 2018, cascading: from the head down, each part's weights are shuffled, each tensor in itself, so
+    that nothing is left of what was learned but how large numbers are.
+    """
     pixels, name = pictures(bundle, count), main_map(bundle)
     explain = opened(bundle)
     logits = explain(pixels, np.full((count, 1), TOP))["logits"]
@@ -74,31 +77,23 @@ def randomised(bundle: Bundle, count: int, folder: Path) -> list[Step]:
     original = explain(pixels, top)[name][:, 0]
     for file in (FILE, WEIGHTS):
         shutil.copyfile(bundle.folder / file, folder / file)
-    untrained = _untrained(bundle)
+    weights, generator = load_file(bundle.weights), np.random.default_rng(SEED)
     steps = []
-    for part, parameters in _parts(untrained):
-        _overwrite(folder / WEIGHTS, {key: untrained.state_dict()[key].numpy() for key in parameters})
-        steps.append(
-            Step(part, correlation(original, open_relevance(folder / FILE, threads=1)(pixels, top)[name][:, 0]))
-        )
+    for part, names in _parts(rebuild(bundle)):
+        _overwrite(folder / WEIGHTS, {key: generator.permutation(weights[key].ravel()) for key in names})
+        changed = open_relevance(folder / FILE, threads=1)(pixels, top)[name][:, 0]
+        steps.append(Step(part, correlation(original, changed)))
     return steps
 
 
-def _untrained(bundle: Bundle) -> Net:
-    recipe = recipe_of(bundle.manifest)
-    torch.manual_seed(SEED)
-    return build(recipe.net, recipe.size, len(bundle.manifest.labels))
-
-
 def _parts(net: Net) -> Iterator[tuple[str, list[str]]]:
-    """Blocks and what is outside of them, the last first."""
+    """Blocks and what is outside of them, the last first, with the names of their tensors."""
     parts: dict[str, list[str]] = {}
     for key, tensor in net.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        found = re.match(r".*?\.\d+(?=\.)|[^.]+", key)
-        assert found is not None
-        parts.setdefault(found[0], []).append(key)
+        if tensor.is_floating_point():
+            found = re.match(r".*?\.\d+(?=\.)|[^.]+", key)
+            assert found is not None
+            parts.setdefault(found[0], []).append(key)
     yield from reversed(parts.items())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
+from export.explain.gradients.linear import as_stored
 from export.explain.known import widened
 from export.graph.adder import Adder
 from export.graph.places import Places
@@ -66,11 +67,11 @@ class Even:
         return None
 
     def _by_weight(self, gradient: ir.Value, weight: ir.Value, width: int) -> ir.Value:
-        """By the very weight of the forward pass, as gradients of all tokens are (see `gradients.linear`)."""
+        stored, turn = as_stored(weight)
         rank = len(self._axes) + 3
         flat = self._add("Flatten", gradient, axis=rank - 1)
         shape = self._add("Concat", self._add("Shape", gradient, end=rank - 1), [width], axis=0)
-        return self._add("Reshape", self._add("Gemm", flat, self._wide(weight), transB=1), shape)
+        return self._add("Reshape", self._add("Gemm", flat, self._wide(stored), transB=turn), shape)
 
     def _wide(self, value: ir.Value) -> ir.Value:
         return widened(self._add, value, self._others)

@@ -208,9 +208,10 @@ def _by_layers(
         row = add("Reshape", _evidence(add, learned, positive), [0, -1, 1, last.tokens])
     start, of_last, added = row, None, None
     for source in reversed(sources):
-        evidence = add("ReduceMean", _evidence(add, source, positive), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
-        carried = add("MatMul", read, evidence)
+        # heads last: the mean of rows is less work than that of matrices
+        by_head = add("MatMul", add("Unsqueeze", read, [2]), _evidence(add, source, positive))
+        carried = add("ReduceMean", by_head, [2], keepdims=0)
         of_last = of_last or carried
         # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
         added = carried if added is None else add("Add", added, carried)

@@ -34,9 +34,11 @@ def holds(cell: str, limit: float) -> bool:
 
 def test_the_page_is_as_it_is_written() -> None:
     """Its words and its costs are the generator's, and every family has a row or a reason."""
-    blank = re.sub(r"^\|.*\n|^- .*\n", "", explanations.page([], [], []), flags=re.M)
-    for paragraph in blank.split("\n\n"):
-        assert paragraph in PAGE, paragraph
+    written, there = (
+        re.sub(r"^\|.*\n|^- .*\n", "", page, flags=re.M) for page in (explanations.page([], [], []), PAGE)
+    )
+    for paragraph in written.split("\n\n"):
+        assert paragraph in there, paragraph
     for line in cost_section(explanations.costs()).splitlines():
         assert line in PAGE
     reasons = " ".join(line for line in PAGE.splitlines() if line.startswith("- "))

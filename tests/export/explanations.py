@@ -6,6 +6,7 @@ writes the page; what it says of cost comes from docs/explanations.json (`python
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,17 @@ def page(
     families: Sequence[family_rows.Row], shipped: Sequence[shipped_rows.Row], checks: Sequence[shipped_rows.Sane]
 ) -> str:
     """The document."""
-    return WORDS.read_text(encoding="utf-8").format(
-        family_pictures=family_rows.PICTURES, gradient=GRADIENT, maps=OF_MAPS, times=TIMES,
-        families_head=FAMILIES_HEAD, families=_lines(family_rows.cells(row) for row in families if row.said is None),
-        reasons="\n".join(_reasons(families)), others=_others(),
-        pictures=shipped_rows.PICTURES, shipped_head=SHIPPED_HEAD, shipped=_lines(row.cells() for row in shipped),
-        checks_head=CHECKS_HEAD, checks=_lines(row.cells() for row in checks), sanity=shipped_rows.FOR_SANITY,
-        cost=cost_section(costs()),
-    )  # fmt: skip
+    found = {
+        "family_pictures": family_rows.PICTURES, "families_head": FAMILIES_HEAD,
+        "gradient": f"{GRADIENT:.0e}", "maps": f"{OF_MAPS:.0e}", "times": TIMES,
+        "families": _lines(family_rows.cells(row) for row in families if row.said is None),
+        "reasons": "\n".join(_reasons(families)), "others": _others(),
+        "pictures": shipped_rows.PICTURES, "shipped_head": SHIPPED_HEAD,
+        "shipped": _lines(row.cells() for row in shipped),
+        "checks_head": CHECKS_HEAD, "checks": _lines(row.cells() for row in checks), "sanity": shipped_rows.FOR_SANITY,
+        "cost": cost_section(costs()),
+    }  # fmt: skip
+    return re.sub(r"\{(\w+)\}", lambda name: str(found.get(name[1], name[0])), WORDS.read_text(encoding="utf-8"))
 
 
 def with_costs(page: str) -> str:

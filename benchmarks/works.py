@@ -135,6 +135,8 @@ def random_net(folder: Path, *, name: str, recipe: Mapping[str, Any], relevance:
     gradients = bundle.manifest.maps.gradients
     explain = None if gradients is None else exactly(bundle.relevance, bundle.manifest)
     (folder / GOLDEN).write_bytes(golden_file(bundle.manifest, Exported(net).eval().arrays, explain))
-    wide = {} if gradients is None else dict.fromkeys(gradients.names, 1e-3)
+    with np.load(folder / GOLDEN) as golden:
+        names = () if gradients is None else gradients.names
+        wide = {name: 0.1 * float(np.abs(golden[name]).max()) for name in names}
     tolerance = {provider: {**kinds, **wide} for provider, kinds in bundle.manifest.tolerance.items()}
     return {**fields, "maps": bundle.manifest.maps, "tolerance": tolerance}

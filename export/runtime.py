@@ -37,8 +37,10 @@ def open_graph(
 def open_relevance(graph: Path | bytes, *, threads: int = 0, folder: Path | None = None) -> Explain:
     """As open_graph, of a relevance.onnx: (n, 3, H, W) and class_index (n, k) -> all that it gives."""
     session = _session(graph, threads, optimised=True, folder=folder, warnings=False)
-    names = [output.name for output in session.get_outputs()]
-    pixel_values, class_index, *switches = (one.name for one in session.get_inputs())
+    names, inputs = [output.name for output in session.get_outputs()], [one.name for one in session.get_inputs()]
+    if len(inputs) < 2:
+        raise BundleError(f"the graph takes {', '.join(inputs)} and no class: it is no relevance.onnx")
+    pixel_values, class_index, *switches = inputs
     on = dict.fromkeys(switches, np.array(True))
     return lambda pixels, classes: _run(session, names, {pixel_values: pixels, class_index: classes, **on})
 

@@ -19,6 +19,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     WithJsonSchema,
+    field_validator,
 )
 
 from saccade.card import Card
@@ -59,6 +60,14 @@ class ClassifyOptions(Frozen):
         description="Classes of the class map and of maps of the gradient: `top1`, `topk`, or indices or labels, with "
         "commas or given again",
     )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """One alone, and indices as numbers, as a caller in Python has them."""
+        several = value if isinstance(value, (tuple, list)) else (value,)
+        return tuple(str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in several)
+
     attention: str = Field(
         "none", pattern=rf"^(none|last|all|{_INDICES})$", description="Layers whose weights to return; 0 is the first"
     )
@@ -116,6 +125,7 @@ def indices(text: str) -> Indices:
 
 
 _GRAMMAR = {
+    "classes": "top1, topk, or indices or labels of at most 1000 characters each, with commas or given again",
     "maps": f"none, or of {', '.join(get_args(MapName))}, with commas",
     "attention": "none, last, all, or layer indices with commas",
     "heads": "mean, all, or head indices with commas",
@@ -128,7 +138,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     name, seen = str(first["loc"][0]), repr(first["input"])[:100]
     context = first.get("ctx", {})
-    match first["type"]:
+    match "string_pattern_mismatch" if name == "classes" else first["type"]:
         case "greater_than_equal":
             return f"{name} must be at least {context['ge']}, not {seen}"
         case "less_than_equal":

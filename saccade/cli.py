@@ -115,6 +115,8 @@ def overlay_picture(options: argparse.Namespace) -> None:
     manifest = open_bundle(folder).manifest
     if options.class_ is not None and options.map in ("pooling", "rollout"):
         raise DataError(f"--class belongs to the class map and to maps of the gradient, not to --map {options.map}")
+    if options.class_ == "topk":
+        raise DataError("one map is drawn: --class must be top1, an index or a label, not 'topk'")
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(options.out.suffix.lower())
     if kind is None:
         raise DataError(f"{options.out} must end in .png, .jpg, .jpeg or .webp")
@@ -149,7 +151,12 @@ def _of_a_class(manifest: Manifest) -> MapName:
 def classify(options: argparse.Namespace) -> int:
     """Asks a service about pictures and writes one line of JSON each, in their order."""
     given = [(name, getattr(options, name)) for name in ClassifyOptions.model_fields if name != "model"]
-    query = [(name, value) for name, value in given if value is not None]
+    query = [
+        (name, one)
+        for name, value in given
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
     if options.timeout_ms is None:  # many at a time wait for each other, longer than the service lets a single one wait
         query.append(("timeout_ms", str(round(min(options.timeout, 3600) * 1000))))
     order = bulk.Order(
@@ -237,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--local", action="store_true", help="without a service: run the model in this process")
     one.add_argument("--models", type=Path, default=Path("models"), help="for --local: folder of bundles")
     for name, field in ClassifyOptions.model_fields.items():
-        one.add_argument(f"--{name.replace('_', '-')}", help=field.description)
+        # of classes several, since a label may hold a comma
+        action = "append" if name == "classes" else "store"
+        one.add_argument(f"--{name.replace('_', '-')}", action=action, help=field.description)
     return parser
 
 

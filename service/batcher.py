@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -410,18 +410,15 @@ class Batcher(Generic[_Picture, _Answer]):
     def _take(self, batch: list[_Entry[_Picture, _Answer]], *, ready: bool) -> list[_Entry[_Picture, _Answer]]:
         """The next entries for a batch; for one that is empty at least one, unless it is closed.
 
-        The first that waits, and of those behind it who asks for maps of as many classes; the others keep their places.
+        The first one of the batch that is to go next, and of those behind it who asks for maps of as many classes; the
+        others keep their places.
         Of those still to be decoded one at a time, so that two large ones are decoded side by side by two lanes, and
         none where one that is `ready` would wait for it; but all together where company was waited for.
         """
         with self._arrived:
-            while not batch and not self._waiting and not self._closed.is_set():
-                self._arrived.wait()
-            if not batch and self._waiting and self._max_wait_s:
-                self._wait_for_company()
+            first = batch[0] if batch else self._first()
             taken: list[_Entry[_Picture, _Answer]] = []
             others: list[_Entry[_Picture, _Answer]] = []
-            first = batch[0] if batch else self._waiting[0] if self._waiting else None
             most = self._most(first) - len(batch) if first else 0
             while first and self._waiting and len(taken) < most:
                 entry = self._waiting[0]
@@ -436,6 +433,26 @@ class Batcher(Generic[_Picture, _Answer]):
             if self._waiting:
                 self._arrived.notify()  # whoever was told of the first of them may have waited for company
         return taken
+
+    def _first(self) -> _Entry[_Picture, _Answer] | None:
+        """Waits until a batch may go, and gives the first of it; None once closed.
+
+        It goes when it is full, or when whoever waits longest has waited long enough for company.
+        """
+        while not self._closed.is_set():
+            left: float | None = None
+            if self._waiting:
+                oldest = self._waiting[0]
+                left = oldest.queued + self._max_wait_s - time.monotonic()
+                first = oldest if left <= 0 else self._first_of_a_full_batch()
+                if first:
+                    return first
+            self._arrived.wait(left)
+        return None
+
+    def _first_of_a_full_batch(self) -> _Entry[_Picture, _Answer] | None:
+        waiting = Counter(entry.classes for entry in self._waiting)
+        return next((entry for entry in self._waiting if waiting[entry.classes] >= self._most(entry)), None)
 
     def _most(self, entry: _Entry[_Picture, _Answer]) -> int:
         """Images in a batch with this one."""
@@ -502,17 +519,6 @@ class Batcher(Generic[_Picture, _Answer]):
                 tell = functools.partial(entry.future.set_exception, InferenceFailed(f"failed: {type(error).__name__}"))
             answers.append((entry, tell))
         self._deliver(self._answer, batch, answers, started, seconds)
-
-    def _wait_for_company(self) -> None:
-        first = self._waiting[0]
-        until, most = first.queued + self._max_wait_s, self._most(first)
-        while not self._has_company(first, most) and not self._closed.is_set():
-            left = until - time.monotonic()
-            if left <= 0 or not self._arrived.wait(left):
-                return
-
-    def _has_company(self, first: _Entry[_Picture, _Answer], most: int) -> bool:
-        return len(self._waiting) >= most and sum([one.classes == first.classes for one in self._waiting]) >= most
 
     def _still_counts(self, lane: _Lane) -> bool:
         """Whether the run that just ended does; it does not once it was given up."""

@@ -69,9 +69,11 @@ def select(
     Maps of the gradient are for at most `max_classes` classes, as many as one likes without it; and there are none
     without `gradients`.
     """
-    selection = _resolve(manifest, options)
-    if selection.class_index:
-        _check_gradients(manifest, selection, max_classes, gradients)
+    selection = _resolve(manifest, options, gradients=gradients)
+    count = len(selection.class_index)
+    if max_classes is not None and count > max_classes:
+        asked = next(name for name in selection.maps if name in GRADIENT)
+        raise TooManyClasses(f"classes: {count} are asked for; the limit is {max_classes} for the map {asked!r}")
     least = selection.numbers * _LEAST_BYTES
     if least > max_bytes:
         raise too_large(manifest, options, max_bytes, f"at least {least}")
@@ -119,8 +121,8 @@ _SMALLER: tuple[dict[str, object], ...] = (
 )
 
 
-def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
-    maps = _maps(manifest, options)
+def _resolve(manifest: Manifest, options: ClassifyOptions, *, gradients: bool = True) -> Selection:
+    maps = _maps(manifest, options, gradients)
     attention = _attention(manifest, options)
     selection = Selection(
         top_k=min(options.top_k, len(manifest.labels)),
@@ -136,17 +138,6 @@ def _resolve(manifest: Manifest, options: ClassifyOptions) -> Selection:
     return selection._replace(class_index=_class_index(selection), numbers=_numbers(manifest, selection))
 
 
-def _check_gradients(manifest: Manifest, selection: Selection, max_classes: int | None, gradients: bool) -> None:
-    asked, count = next(name for name in selection.maps if name in GRADIENT), len(selection.class_index)
-    if not gradients:
-        raise UnsupportedMap(
-            f"{manifest.id} gives no map {asked!r}: SACCADE_RELEVANCE is off; it has "
-            f"{', '.join(offered(manifest, gradients=False)) or 'no map'}"
-        )
-    if max_classes is not None and count > max_classes:
-        raise TooManyClasses(f"classes: {count} are asked for; the limit is {max_classes} for the map {asked!r}")
-
-
 def _class_index(selection: Selection) -> Indices:
     if not any(name in GRADIENT for name in selection.maps):
         return ()
@@ -156,16 +147,17 @@ def _class_index(selection: Selection) -> Indices:
     return tuple(range(-1, -1 - ranks, -1))
 
 
-def _maps(manifest: Manifest, options: ClassifyOptions) -> tuple[MapName, ...]:
+def _maps(manifest: Manifest, options: ClassifyOptions, gradients: bool) -> tuple[MapName, ...]:
     if options.maps is None:
         return manifest.maps.default
     if options.maps == "none":
         return ()
-    asked = cast(tuple[MapName, ...], tuple(dict.fromkeys(options.maps.split(","))))
+    asked, has = cast(tuple[MapName, ...], tuple(dict.fromkeys(options.maps.split(",")))), manifest.maps.available
+    offers = offered(manifest, gradients=gradients)
     for name in asked:
-        if name not in manifest.maps.available:
-            has = ", ".join(manifest.maps.available) or "no map"
-            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {why_not(manifest, name)}; it has {has}")
+        if name not in offers:
+            reason = "SACCADE_RELEVANCE is off" if name in has else why_not(manifest, name)
+            raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {reason}; it has {', '.join(offers) or 'no map'}")
     return asked
 
 
@@ -175,9 +167,12 @@ def _classes(manifest: Manifest, asked: tuple[str, ...]) -> Literal["top1", "top
     if asked == ("topk",):
         return "topk"
     parts: list[str] = []
-    for text in asked:  # a label may hold commas ("tench, Tinca tinca"): whole first
-        parts += [text] if text in manifest.labels else text.split(",")
-    return tuple(dict.fromkeys(_class_number(manifest, part.strip()) for part in parts))
+    for text in asked:  # a label may hold commas ("tench, Tinca tinca") and begin or end with a blank: whole first
+        split = [text] if text in manifest.labels else [part.strip() for part in text.split(",")]
+        if "" in split:
+            raise InvalidParameter(f"classes: one is missing in {text[:80]!r}; one comma stands between two classes")
+        parts += split
+    return tuple(dict.fromkeys(_class_number(manifest, part) for part in parts))
 
 
 def _class_number(manifest: Manifest, text: str) -> int:
@@ -189,6 +184,8 @@ def _class_number(manifest: Manifest, text: str) -> int:
     try:
         return manifest.labels.index(text)
     except ValueError:
+        if text in ("top1", "topk"):
+            raise InvalidParameter(f"classes: {text} stands alone, without other classes") from None
         raise InvalidParameter(
             f"classes: {manifest.id} has no label {text[:80]!r}; give top1, topk, indices or labels"
         ) from None

@@ -14,7 +14,8 @@ stays.
 2017, https://arxiv.org/abs/1610.02391), of models without attention: the last feature map's channels, each weighed by
 the mean of its gradient, summed, and what is positive of it.
 
-Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads.
+Where layers differ in grid, the maps are of the last stage, whose tokens the classifier reads; and of layers behind the
+last attention that is none of the layers (fewer keys than queries, say), which mixes tokens in a way that is not known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,10 @@ from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
 from export.explain.known import Known, other_floats, widened
 from export.explain.legrad import add_legrad
-from export.explain.source import Source, laid_out, last_features, source_of
+from export.explain.source import Source, behind, laid_out, last_features, source_of
 from export.graph.adder import Adder
+from export.graph.attention import find
+from export.graph.nodes import used
 from export.graph.places import Places
 from export.names import LOGITS, POOLING
 from saccade.errors import BundleError
@@ -111,7 +114,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
         derivatives = [Derivative(logits, seed, gradients)]
         return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
 
-    layers = _stage(classifier.layers)
+    layers = _stage(model, classifier, places)
     sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
     learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
     wanted = [*sources, *([] if learned is None else [learned])]
@@ -164,15 +167,43 @@ def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
     return None
 
 
-def _stage(layers: Sequence[AttentionLayer]) -> tuple[AttentionLayer, ...]:
-    """The last layers of one geometry: before them the tokens are others, and evidence cannot be handed on."""
-    last = layers[-1]
+def _stage(model: ir.Model, classifier: Classifier, places: Places) -> tuple[AttentionLayer, ...]:
+    """The last layers of one geometry, with no attention behind them that is none of the layers: before those, tokens
+    are others or are mixed in a way that is not known, and evidence cannot be handed on. Raises BundleError where
+    there is such attention behind the last layer.
+    """
+    last, before = classifier.layers[-1], _before_others(model, classifier, places)
     stage: list[AttentionLayer] = []
-    for layer in reversed(layers):
-        if (layer.grid, layer.special_tokens, layer.windows) != (last.grid, last.special_tokens, None):
+    for layer, value in zip(reversed(classifier.layers), reversed(classifier.attention), strict=True):
+        same = (layer.grid, layer.special_tokens, layer.windows) == (last.grid, last.special_tokens, None)
+        if not same or _softmax(value) in before:
             break
         stage.append(layer)
+    if not stage:
+        raise BundleError(
+            f"{classifier.name}: behind {last.output} stands attention that is none of its layers, which evidence "
+            "cannot be carried through"
+        )
     return tuple(reversed(stage))
+
+
+def _before_others(model: ir.Model, classifier: Classifier, places: Places) -> set[ir.Value]:
+    """What attention that is none of the layers hangs on, where the logits hang on it."""
+    given = [*classifier.attention, *([] if classifier.weights is None else [classifier.weights])]
+    layers, way = {_softmax(value) for value in given}, behind(model, classifier.logits)
+    others = {_softmax(found.weights) for found in find(model, places)} - layers
+    return {value for other in others & way for value in behind(model, other)}
+
+
+def _softmax(value: ir.Value) -> ir.Value:
+    """The nearest one that weights in some layout are made of; themselves, where there is none."""
+    waiting = [value]
+    for one in waiting:
+        node = one.producer()
+        if node is not None and node.op_type == "Softmax":
+            return one
+        waiting += [] if node is None else used(node)
+    return value
 
 
 def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Value:
@@ -208,9 +239,10 @@ def _by_layers(
         row = add("Reshape", _evidence(add, learned, positive), [0, -1, 1, last.tokens])
     start, of_last, added = row, None, None
     for source in reversed(sources):
-        evidence = add("ReduceMean", _evidence(add, source, positive), [2], keepdims=0)
         read = row if source.rows is None else add("Slice", row, [source.rows.start], [source.rows.stop], [3])
-        carried = add("MatMul", read, evidence)
+        # heads last: the mean of rows is less work than that of matrices
+        by_head = add("MatMul", add("Unsqueeze", read, [2]), _evidence(add, source, positive))
+        carried = add("ReduceMean", by_head, [2], keepdims=0)
         of_last = of_last or carried
         # apart from where it starts: next to a mean's 1/P float32 would leave few digits of little evidence
         added = carried if added is None else add("Add", added, carried)

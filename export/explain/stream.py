@@ -3,7 +3,7 @@ them.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +20,13 @@ from saccade.errors import BundleError
 
 _ALIKE = 2
 """Pictures that a copied classifier is tried with."""
+_SUMS = 2
+"""That a block may have at most: behind its attention and behind its MLP, or, of both at once, one or two."""
 _ACTIVATIONS = ("Relu", "Gelu", "HardSwish")
 """They may end a block, behind its sum."""
+_AS_IT_IS = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear",
+             "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")  # fmt: skip
+"""They end no block: behind them the tokens are the same, in another layout or type."""
 
 
 class Stream(NamedTuple):
@@ -43,8 +48,12 @@ def stream_of(
     """`attention`: the weights of the layers in order; with `whole`, the last one has all of its tokens, as they have.
 
     A block ends where it is added to what came into it. What its attention does to the logits goes through that sum
-    alone, the next layer hangs on it, and of several such sums it is the last (the one behind the MLP). Raises
-    BundleError where there is none, or where they have different shapes.
+    alone, the next layer hangs on it, and of two such sums it is the last (the one behind the MLP). A norm or an
+    activation that all of the sum goes through, before anything else uses it, is the block's as well (a post-norm
+    block); of the last block it may be the classifier's, so there it is what it is in the blocks before.
+
+    Raises BundleError where there is none, where they have different shapes, and where it is not known which one ends a
+    block: something that is no layer, with a sum of its own, stands between layers.
     """
     way = _way(model, logits)
     for node in way:
@@ -52,13 +61,24 @@ def stream_of(
             raise BundleError(f"its tokens are not known: {places.lost[node.outputs[0]]}")
     onwards = [*(behind(model, weights) for weights in attention[1:]), None]
     found: list[ir.Value] = []
+    tails: list[list[ir.Value]] = []
+    counts: set[int] = set()
     for weights, next_ones in zip(attention, onwards, strict=True):
-        sums = [value for value in _passages(way, weights, logits)
-                if _is_sum(value, places) and (next_ones is None or value in next_ones)
+        line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
+        sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")
-        found.append(_activated(sums[-1], way))
+        if len(counts | {len(sums)}) > 1 or len(sums) > _SUMS:
+            raise BundleError(f"which of {len(sums)} sums behind {weights.name} ends its block is not known")
+        counts.add(len(sums))
+        found.append(sums[-1])
+        tails.append(line[line.index(sums[-1]) + 1 :])
+    if len(found) > 1:
+        found = _ends(found, tails)
+    else:
+        entry = _entry(model, attention[0], sums)
+        found = [_only_end(found[0], tails[0], places, normed=any(_norms(value, places) for value in entry))]
     tokens = tuple(found if whole else found[:-1])
     axes = _token_axes(tokens[0], places)
     shapes = {places.shape_of(value) for value in tokens}
@@ -162,9 +182,54 @@ def _continues(value: ir.Value, before: Sequence[ir.Value], places: Places, *, w
     )
 
 
-def _activated(value: ir.Value, way: Collection[ir.Node]) -> ir.Value:
-    users = [user for user, _ in value.uses() if user in way]
-    return users[0].outputs[0] if len(users) == 1 and users[0].op_type in _ACTIVATIONS else value
+def _ends(sums: Sequence[ir.Value], tails: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
+    """Behind the norm or the activation that stands behind the last sum of each block. `tails`: what all of that sum
+    goes through next; of the last block the whole classifier is among it. Raises BundleError where blocks differ.
+    """
+    lengths = [max((at for at, value in enumerate(tail, 1) if _kind(value) not in _AS_IT_IS), default=0)
+               for tail in tails[:-1]]  # fmt: skip
+    parts = [tail[:length] for tail, length in zip(tails, [*lengths, max(lengths)], strict=True)]
+    if len({tuple(map(_kind, part)) for part in parts}) > 1:
+        raise BundleError("its blocks do not end alike: behind some of them stands a norm, say, that others lack")
+    return [part[-1] if part else value for value, part in zip(sums, parts, strict=True)]
+
+
+def _only_end(value: ir.Value, tail: Sequence[ir.Value], places: Places, *, normed: bool) -> ir.Value:
+    """Of the only block that there is; `normed`: attention is given what a norm made of the tokens. A norm behind it
+    is the classifier's then, and else nothing says whose: raises BundleError.
+    """
+    following = next((one for one in tail if _kind(one) not in _AS_IT_IS), value)
+    if following is value or _kind(following) not in _ACTIVATIONS:
+        if _norms(following, places) and not normed:
+            raise BundleError("whether the norm behind its only block is the block's or the classifier's is not known")
+        return value
+    return following
+
+
+def _entry(model: ir.Model, weights: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
+    """What the tokens that come into a block go through on their way to its attention."""
+    before = behind(model, weights)
+    came = [value for one in sums for value in _added(one) if value in before]
+    return _passages(_way(model, weights), came[0], weights) if came else []
+
+
+def _norms(value: ir.Value, places: Places) -> bool:
+    """Whether it is a LayerNormalization, or like the heart of one written out: tokens over their own size."""
+    node = value.producer()
+    assert node is not None
+    apart = node.op_type in ("Div", "Mul") and all(one in places.labels for one in node.inputs)
+    return node.op_type == "LayerNormalization" or apart
+
+
+def _added(value: ir.Value) -> list[ir.Value]:
+    node = value.producer()
+    return [] if node is None else [one for one in node.inputs if one is not None]
+
+
+def _kind(value: ir.Value) -> str:
+    node = value.producer()
+    assert node is not None
+    return node.op_type
 
 
 def _token_axes(value: ir.Value, places: Places) -> tuple[int, ...]:

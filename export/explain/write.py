@@ -32,7 +32,9 @@ class Written(NamedTuple):
 
 
 def check_free(out: Path) -> None:
-    """Raises DataError where there is something already."""
+    """Raises DataError where there is something already, or no folder for it. For before anything long is begun."""
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
     for file in (out, _data(out)):
         if file.exists() or file.is_symlink():
             raise DataError(f"{file} exists already: remove it, or give another place by --out")

@@ -128,6 +128,20 @@ def test_a_misspelt_parameter_is_told_which_there_are() -> None:
         ClassifyOptions.from_query([("topk", "3")])
 
 
+@pytest.mark.parametrize(
+    ("given", "means"), [("cat", ("cat",)), (3, ("3",)), ((3, "dog"), ("3", "dog")), ([4], ("4",))]
+)
+def test_classes_are_taken_as_python_has_them(given: object, means: tuple[str, ...]) -> None:
+    """One alone, and indices as the numbers that an answer's labels have."""
+    assert ClassifyOptions.checked({"classes": given}).classes == means
+
+
+@pytest.mark.parametrize("given", [(), None, (True,), (1.5,)])
+def test_what_is_no_class_is_refused_in_our_own_words(given: object) -> None:
+    with pytest.raises(InvalidParameter, match=r"^classes must be top1, topk, or indices or labels of at most 1000"):
+        ClassifyOptions.checked({"classes": given})
+
+
 @pytest.mark.parametrize("classes", [[""], ["x" * 1001], ["cat"] * 1001])
 def test_classes_are_bounded(classes: list[str]) -> None:
     with pytest.raises(InvalidParameter, match="classes") as refusal:

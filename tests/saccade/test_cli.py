@@ -176,6 +176,7 @@ def test_overlay_turns_a_photograph_upright(models: Path, picture: Path) -> None
         ({"--model": "tiny-resnet", "--class": "10"}, "outside of 0 to 9"),
         ({"--model": "tiny-resnet", "--class": ""}, "classes"),
         ({"--model": "tiny-resnet", "--class": "1,2"}, "there are 2: give --map and one --class"),
+        ({"--model": "tiny-resnet", "--class": "topk"}, "one map is drawn: --class must be top1, an index or a label"),
         ({"--out": "{folder}/map.gif"}, "must end in .png, .jpg, .jpeg or .webp"),
         ({"--out": "{folder}/map"}, "must end in"),
         ({"--out": "{folder}/absent/map.png"}, "could not write"),

@@ -1646,3 +1646,39 @@ def test_who_waits_for_company_waits_for_his_kind() -> None:
         assert runner.batches == [[1, 2], [3, 7, 8, 9], [4, 5, 6, 10]]
 
     asyncio.run(scene())
+
+
+def test_a_full_batch_goes_before_who_came_first_and_waits_for_company() -> None:
+    """One who asks for maps of the gradient does not hold labels back; he is next once his own batch is full."""
+
+    async def scene() -> None:
+        runner = Echo()
+        with batching(runner, max_batch=3, max_wait_s=3600) as batcher:
+            first = submit(batcher, 0, class_index=(1,))
+            await queued(batcher, 1)
+            labels = [submit(batcher, number) for number in (1, 2, 3)]
+            assert [answer.batch_size for answer in await asyncio.gather(*labels)] == [3, 3, 3]
+            await asyncio.gather(first, *[submit(batcher, number, class_index=(1,)) for number in (4, 5)])
+        assert runner.batches == [[1, 2, 3], [0, 4, 5]]
+
+    asyncio.run(scene())
+
+
+def test_full_batches_do_not_starve_who_has_waited_long_enough_for_company() -> None:
+    """His wait ends after `max_wait_s` though others have a full batch at each turn."""
+
+    async def scene() -> None:
+        runner = Echo(shut=True)
+        with batching(runner, max_batch=2, max_wait_s=SHORT) as batcher:
+            tasks = [submit(batcher, number) for number in (0, 1)]
+            await reached(runner)
+            tasks.append(submit(batcher, 2, class_index=(1,)))
+            tasks += [submit(batcher, number) for number in (3, 4, 5, 6)]
+            await queued(batcher, 5)
+            over = time.monotonic() + SHORT
+            await until(lambda: time.monotonic() > over)
+            runner.gate.set()
+            await asyncio.gather(*tasks)
+        assert runner.batches == [[0, 1], [2], [3, 4], [5, 6]]
+
+    asyncio.run(scene())

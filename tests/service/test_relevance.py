@@ -231,8 +231,11 @@ def test_it_may_be_opened_at_the_start(serve: Start, caplog: pytest.LogCaptureFi
 def test_it_may_be_off(serve: Start) -> None:
     """Refused with the name of the setting, and not listed."""
     client = serve(relevance="off")
-    words = "tiny-cct@1 gives no map 'relevance': SACCADE_RELEVANCE is off; it has pooling, rollout, class"
+    words = "tiny-cct@1 has no map 'relevance': SACCADE_RELEVANCE is off; it has pooling, rollout, class"
     assert refusal(client, 422, "unsupported_map", maps="rollout,relevance") == words
+    other = refusal(client, 422, "unsupported_map", maps="grad_cam")  # which it could not have with it either
+    assert other.startswith("tiny-cct@1 has no map 'grad_cam': it is for models without att")
+    assert other.endswith("; it has pooling, rollout, class")
     for one in client.get("/v1/models").json()["models"]:
         assert not {"relevance", "grad_attention", "grad_cam"} & set(one["maps"])
 

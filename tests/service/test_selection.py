@@ -1,6 +1,7 @@
 """What a request asks, resolved; and the bounds on its size, held against real answers."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from saccade.api import ClassifyOptions
 from saccade.bundle import open_bundle
-from saccade.errors import RequestError, ResponseTooLarge
+from saccade.errors import InvalidParameter, RequestError, ResponseTooLarge
 from service.selection import _LEAST_BYTES, _most_bytes, _numbers, select, too_large
 from tests.service.reference import NAMES, PNG, WITH_ATTENTION
 
@@ -127,6 +128,39 @@ def test_classes_are_asked_of_the_graph_where_a_map_of_the_gradient_is(
     assert {"relevance", "grad_attention"} & {*selection.outputs} == {*query.get("maps", "").split(",")} - {
         "class", "rollout", "",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("top1,cat",), "classes: top1 stands alone, without other classes"),
+        (("topk,topk",), "classes: topk stands alone, without other classes"),
+        (("cat", "topk"), "classes: topk stands alone, without other classes"),
+        (("cat,,dog",), "classes: one is missing in 'cat,,dog'; one comma stands between two classes"),
+        ((",",), "classes: one is missing in ','; one comma stands between two classes"),
+        (("cat, ",), "classes: one is missing in 'cat, '; one comma stands between two classes"),
+    ],
+)
+def test_what_is_wrong_in_a_list_of_classes_is_said(models: Path, classes: tuple[str, ...], words: str) -> None:
+    """And not that no label has such a name."""
+    manifest = open_bundle(models / "tiny-cct" / "1").manifest
+    animals = manifest.model_copy(update={"labels": ("cat", "dog", *manifest.labels[2:])})
+    with pytest.raises(InvalidParameter, match=f"^{re.escape(words)}$"):
+        select(animals, ClassifyOptions(maps="relevance", classes=classes), UNBOUNDED)
+
+
+@pytest.mark.parametrize(
+    ("classes", "class_index"),
+    [((" cat ",), (0,)), ((" cat , dog",), (1, 2)), ((" cat",), (1,)), ((" cat ", "cat", "a, b "), (0, 1, 3))],
+)
+def test_a_label_with_blanks_at_its_ends_is_found_by_its_name(
+    models: Path, classes: tuple[str, ...], class_index: tuple[int, ...]
+) -> None:
+    """Blanks beside a comma between classes are no part of a name."""
+    manifest = open_bundle(models / "tiny-cct" / "1").manifest
+    animals = manifest.model_copy(update={"labels": (" cat ", "cat", "dog", "a, b ", *manifest.labels[4:])})
+    options = ClassifyOptions(maps="relevance", classes=classes)
+    assert select(animals, options, UNBOUNDED).class_index == class_index
 
 
 def test_the_same_layer_head_or_row_given_twice_comes_once(models: Path) -> None:

@@ -159,9 +159,11 @@ def _half_sum(tape: Tape, left: ir.Value, right: ir.Value) -> ir.Value:
 
 
 def _clip(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """PyTorch lets the gradient through at the bounds themselves."""
-    inside = [tape(operator, node.inputs[0], node.inputs[index])
-              for index, operator in ((1, "GreaterOrEqual"), (2, "LessOrEqual"))
+    """PyTorch lets the gradient through at the bounds themselves, but not where both are ReLU6's."""
+    bounds = [tape.constant(value) for value in node.inputs[1:]]
+    also = "" if [None if bound is None else float(bound) for bound in bounds] == [0.0, 6.0] else "OrEqual"
+    inside = [tape(f"{operator}{also}", node.inputs[0], node.inputs[index])
+              for index, operator in ((1, "Greater"), (2, "Less"))
               if index < len(node.inputs) and node.inputs[index] is not None]  # fmt: skip
     for within in inside:
         gradient = tape("Where", within, gradient, 0.0)

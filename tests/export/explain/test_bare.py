@@ -473,6 +473,14 @@ def test_what_is_no_onnx_file_is_refused(
     assert "could not read" in refused(tmp_path / "missing.onnx", tmp_path, capsys)
 
 
+def test_a_place_that_is_none_is_refused_before_the_work(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which takes minutes for a large model."""
+    out = tmp_path / "absent" / "it.onnx"
+    assert f"there is no folder {out.parent}" in refused(file, tmp_path, capsys, "--out", str(out))
+
+
 @pytest.mark.parametrize("there", ["given-relevance.onnx", "given-relevance.onnx.data"])
 def test_what_is_there_is_never_overwritten(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str

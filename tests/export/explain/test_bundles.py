@@ -199,3 +199,32 @@ def test_the_command_adds_it_to_a_bundle_by_name(
     assert "--models says nothing of an ONNX file, absent.onnx" in capsys.readouterr().err
     assert main(["relevance", "absent", *models]) == 2
     assert "no model 'absent'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [None, 1])
+def test_golden_classes_are_those_that_they_must_be(copy: Callable[[str], Bundle], kept: int | None) -> None:
+    """Without them, or with the top class alone, nothing would be shown of a class that is named."""
+    bundle = copy("tiny-vit")
+    with np.load(bundle.golden) as file:
+        arrays = dict(file)
+    classes = arrays.pop("class_index")
+    if kept is not None:
+        arrays["class_index"] = classes[:, :kept]
+        arrays |= {name: arrays[name][:, :kept] for name in ("relevance", "grad_attention", "legrad")}
+    np.savez(bundle.golden, **arrays)
+    with pytest.raises(BundleError, match=r"golden\.npz does not fit the manifest: .*class_index"):
+        check_golden_maps(bundle.manifest, bundle.golden, PROVIDER, open_relevance(bundle.relevance))
+
+
+def test_a_tolerance_that_would_let_any_map_pass_is_refused(models: Path) -> None:
+    """Of a float bundle too: maps have no size of their own."""
+    bundle = open_bundle(models / "tiny-vit" / "1")
+    tolerance = {PROVIDER: {**bundle.manifest.tolerance[PROVIDER], "relevance": 1.0}}
+    manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
+    with pytest.raises(BundleError, match=r"1 is allowed of output relevance, .* wrong ones would pass"):
+        check_golden_maps(manifest, bundle.golden, PROVIDER, open_relevance(bundle.relevance))
+
+
+def test_a_graph_of_labels_alone_is_no_relevance(models: Path) -> None:
+    with pytest.raises(BundleError, match=r"the graph takes pixel_values and no class"):
+        open_relevance(open_bundle(models / "tiny-vit" / "1").graph)

@@ -1,5 +1,6 @@
 """Every rule gives the gradient that PyTorch's autograd gives in float64."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional as F
 
 from export.explain.differentiate import differentiate
 from export.explain.float64 import Float64
@@ -94,3 +96,23 @@ def _reaches(case: Case, name: str | None) -> bool:
 def test_no_rule_is_untried() -> None:
     tried = {node.op_type for case in CASES.values() for node in model_of(case).graph}
     assert set(RULES) <= tried
+
+
+@pytest.mark.parametrize(
+    ("bounds", "function"),
+    [((0.0, 6.0), F.relu6), ((0.0, 1.0), lambda x: x.clamp(0, 1)), ((-1.0, 6.0), lambda x: x.clamp(-1, 6))],
+)
+def test_at_a_bound_a_clip_does_as_pytorch(
+    bounds: tuple[float, float], function: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """ReLU6 lets no gradient through at 0 and at 6, where numbers that were rounded often lie; clamp does."""
+    numbers = np.array([[-1.5, -1.0, 0.0, 0.5, 1.0, 6.0, 7.0]])
+    case = Case("y = Clip(x, l, u)", {"x": ("n", 7)}, function, dict(zip("lu", np.float32(bounds), strict=True)))
+    model = model_of(case)
+    (x, *_, seed) = model.graph.inputs
+    (gradient,) = differentiate(model, {model.graph.outputs[0]: seed}, [x]).values()
+    found = Float64(model).run({x: numbers, seed: np.ones((1, 1, 7))}, [gradient])[gradient]
+    given = torch.tensor(numbers, requires_grad=True)
+    function(given).sum().backward()
+    assert given.grad is not None
+    np.testing.assert_array_equal(found[0], given.grad.numpy())

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -71,7 +71,7 @@ class Ran(NamedTuple, Generic[_Picture]):
     batch_size: int
     decode_s: float
     queue_s: float
-    """Waiting for whoever decodes it, and then for a runner."""
+    """Waiting for what it needs to be opened, for whoever decodes it, and for a runner."""
     run_s: float
 
 
@@ -204,7 +204,9 @@ class Batcher(Generic[_Picture, _Answer]):
 
     @property
     def waiting(self) -> int:
-        """Images that are here and not yet running: waiting to be decoded, being decoded, or waiting for a runner."""
+        """Images that are here and not yet running: waiting for what they need to be opened, waiting to be decoded,
+        being decoded, or waiting for a runner.
+        """
         return len(self._ahead)
 
     @property
@@ -247,14 +249,15 @@ class Batcher(Generic[_Picture, _Answer]):
         deadline: float,
         *,
         class_index: tuple[int, ...] = (),
+        opened: Callable[[], Awaitable[None]] | None = None,
         here: bool = False,
     ) -> _Answer:
         """Decodes one image, runs it in the next batch and gives what `finish` makes of that.
 
         All of it in other threads, but for decoding where `here` says so: handing over what is small costs more.
         `class_index` asks for maps of the gradient: it runs with images for which as many are asked for, and with
-        fewer of them, since each takes the memory of an image.
-        `deadline` is of time.monotonic(). Raises what `decode` and `finish` raise, InferenceFailed, and
+        fewer of them, since each takes the memory of an image. `opened` is waited for first.
+        `deadline` is of time.monotonic(). Raises what `opened`, `decode` and `finish` raise, InferenceFailed, and
         DeadlineExceeded for an image that could not run in time. Cancelling it takes the image out of the queue.
         """
         loop = asyncio.get_running_loop()
@@ -262,12 +265,14 @@ class Batcher(Generic[_Picture, _Answer]):
             if self._loop is not None:
                 raise RuntimeError("a batcher serves one event loop; this is another one")
             self._loop = loop
-        if self._closed.is_set() or self.broken:
-            raise InferenceFailed(self._why_not())
         entry = _Entry(decode, outputs, class_index, finish, deadline, loop.create_future())
         del decode  # the entry lets go of it as soon as it can
         self._ahead[entry] = None
         try:
+            if opened is not None:
+                await self._wait(entry, opened)
+            if self._closed.is_set() or self.broken:
+                raise InferenceFailed(self._why_not())
             if here:
                 entry.decode_now()
             if self._workers is None or here:
@@ -283,6 +288,13 @@ class Batcher(Generic[_Picture, _Answer]):
             self._ahead.pop(entry, None)
             del entry  # its future holds an error, the error this frame: nothing of a failure waits for the collector
 
+    async def _wait(self, entry: _Entry[_Picture, _Answer], opened: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await opened()
+        except asyncio.CancelledError:
+            self._count_out(entry)
+            raise
+
     def _take_out(self, entry: _Entry[_Picture, _Answer]) -> None:
         """An entry whose caller left, or was told that his deadline passed: its body makes room at once."""
         with self._arrived:
@@ -290,6 +302,9 @@ class Batcher(Generic[_Picture, _Answer]):
                 self._waiting.remove(entry)
             except ValueError:
                 return  # whoever has it will see
+        self._count_out(entry)
+
+    def _count_out(self, entry: _Entry[_Picture, _Answer]) -> None:
         self._meter.dropped("late" if time.monotonic() >= entry.deadline else "left")
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from saccade.bundle import Bundle
 from saccade.decode import decode, plain_pixels
 from saccade.errors import DeadlineExceeded, RequestTimeout, SettingsError
 from saccade.geometry import Region, region
+from saccade.manifest import MapName
 from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.batcher import Batcher, Ran, Runner
@@ -73,7 +74,6 @@ class Classifier:
         self._workers = workers
         self._metrics = metrics.model(self.manifest)
         gradients = None if settings.relevance == "off" else self.manifest.maps.gradients
-        self.maps = offered(self.manifest, gradients=gradients is not None)
         relevance = None if gradients is None else Relevance(bundle, gradients, settings.providers, plan, head)
         self._relevance = relevance
         # a caller asks for the same thing of many pictures
@@ -132,6 +132,11 @@ class Classifier:
         )
         self._metrics.serves(self.plan, self.batcher)
 
+    @property
+    def maps(self) -> tuple[MapName, ...]:
+        """Those that may be asked for: once relevance.onnx could not be opened, none of the gradient."""
+        return offered(self.manifest, gradients=self._relevance is not None and not self._relevance.failed)
+
     async def classify(
         self,
         receive: Callable[[], Awaitable[Body]],
@@ -160,11 +165,14 @@ class Classifier:
                     reading = functools.partial(self._decode, body)
                     finish = functools.partial(self._finish, selection, request_id, started)
                     here = self._is_small(body)
-                    if selection.class_index:
-                        assert self._relevance is not None
-                        await self._relevance.opened()
                     running = self.batcher.run(
-                        reading, selection.outputs, finish, deadline, class_index=selection.class_index, here=here
+                        reading,
+                        selection.outputs,
+                        finish,
+                        deadline,
+                        class_index=selection.class_index,
+                        opened=self._relevance.opened if self._relevance and selection.class_index else None,
+                        here=here,
                     )
                     del body, reading  # an upload is let go once its picture is decoded
                     answered = await running

@@ -62,7 +62,8 @@ class Relevance:
         """Of the golden run."""
         self._session: onnxruntime.InferenceSession | None = None
         self._opening: asyncio.Future[None] | None = None
-        self._failed = False
+        self.failed = False
+        """It could not be opened, and will not be."""
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
@@ -105,7 +106,7 @@ class Relevance:
                 # of the name of those that run: should it hang, the process ends without it
                 threading.Thread(target=self._open_for, args=(loop, self._opening), name=RUNNER, daemon=True).start()
             await asyncio.shield(self._opening)
-        if self._failed:
+        if self.failed:
             raise InferenceFailed(f"relevance.onnx of {self._bundle.manifest.id} could not be opened: the log says why")
 
     def close(self) -> None:
@@ -117,10 +118,12 @@ class Relevance:
         try:
             self.open()
         except (BundleError, SettingsError) as error:
-            self._failed = True
-            log.error("%s answers no maps of the gradient: %s", self._bundle.manifest.id, error)
+            self.failed = True
+            closing = self._options.terminate  # ends the golden run, which is no fault then
+            level = logging.INFO if closing else logging.ERROR
+            log.log(level, "%s answers no maps of the gradient: %s", self._bundle.manifest.id, error)
         except BaseException:
-            self._failed = True
+            self.failed = True
             log.exception("%s answers no maps of the gradient", self._bundle.manifest.id)
         with contextlib.suppress(RuntimeError):  # the event loop has closed meanwhile
             loop.call_soon_threadsafe(opening.set_result, None)

@@ -1669,8 +1669,8 @@ def test_full_batches_do_not_starve_who_has_waited_long_enough_for_company() -> 
 
     async def scene() -> None:
         runner = Echo(shut=True)
-        with batching(runner, max_batch=2, max_wait_s=SHORT) as batcher:
-            tasks = [submit(batcher, number) for number in (0, 1)]
+        with batching(runner, workers=None, max_batch=2, max_wait_s=SHORT) as batcher:
+            tasks = [submit(batcher, 1, class_index=(1, 2))]  # as many as run together
             await reached(runner)
             tasks.append(submit(batcher, 2, class_index=(1,)))
             tasks += [submit(batcher, number) for number in (3, 4, 5, 6)]
@@ -1679,6 +1679,40 @@ def test_full_batches_do_not_starve_who_has_waited_long_enough_for_company() -> 
             await until(lambda: time.monotonic() > over)
             runner.gate.set()
             await asyncio.gather(*tasks)
-        assert runner.batches == [[0, 1], [2], [3, 4], [5, 6]]
+        assert runner.batches == [[1], [2], [3, 4], [5, 6]]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("end", ["answered", "left", "late"])
+def test_who_waits_for_something_to_be_opened_counts_as_waiting(end: Literal["answered", "left", "late"]) -> None:
+    """In number, in age and in the time that he is told; and as dropped if he leaves. Others run meanwhile."""
+
+    async def scene() -> None:
+        runner, meter, open_now = Echo(), Counts(), asyncio.Event()
+
+        async def opened() -> None:
+            await open_now.wait()
+
+        with batching(runner, meter=meter) as batcher:
+            deadline = NOW if end == "late" else LATER
+            task = asyncio.create_task(
+                batcher.run(lambda: image(1), ("logits",), same, deadline, class_index=(1,), opened=opened)
+            )
+            await queued(batcher, 1)
+            await submit(batcher, 2)
+            assert batcher.waiting == 1
+            waited = batcher.age
+            assert waited > 0
+            if end == "answered":
+                open_now.set()
+                assert (await task).queue_s >= waited
+            else:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert batcher.waiting == 0
+        assert meter.reasons == ([] if end == "answered" else [end])
+        assert runner.batches == ([[2], [1]] if end == "answered" else [[2]])
 
     asyncio.run(scene())

@@ -1,5 +1,6 @@
 """Maps of the gradient through the whole service, against float64 autograd through the net in eager PyTorch."""
 
+import asyncio
 import io
 import logging
 import threading
@@ -18,7 +19,7 @@ from export.reference import rebuild
 from saccade.api import Answer
 from saccade.bundle import GOLDEN, RELEVANCE, Bundle, open_bundle, update_bundle
 from saccade.decode import decode
-from saccade.errors import BundleError, SettingsError
+from saccade.errors import BundleError, InferenceFailed, SettingsError
 from saccade.preprocess import preprocess
 from service.plan import find_cpus, make_plan
 from service.relevance import Relevance
@@ -178,6 +179,13 @@ def test_what_cannot_be_is_refused_with_the_reason(
     assert words in refusal(service, status, code, **query)
 
 
+def listed(client: TestClient) -> list[str]:
+    """The maps of the one model."""
+    (model,) = client.get("/v1/models").json()["models"]
+    maps: list[str] = model["maps"]
+    return maps
+
+
 @pytest.fixture
 def plain(models: Path, tmp_path: Path) -> Path:
     """A folder with one model made without relevance.onnx."""
@@ -197,7 +205,7 @@ def test_a_bundle_without_relevance_says_how_to_get_it(serve: Start, plain: Path
     words = refusal(client, 422, "unsupported_map", maps="relevance")
     assert "no map 'relevance': it was made without relevance.onnx (`saccade relevance tiny-cct` adds it)" in words
     assert ask(client)["labels"]
-    assert client.get("/v1/models").json()["models"][0]["maps"] == ["pooling", "rollout", "class"]
+    assert listed(client) == ["pooling", "rollout", "class"]
 
 
 # --- when it is opened
@@ -286,14 +294,18 @@ def other_golden(bundle: Bundle) -> str:
 def test_what_cannot_be_opened_is_said_to_who_asks_and_costs_nobody_else_anything(
     serve: Start, models: Path, tmp_path: Path, damage: Callable[[Bundle], str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """500 each time, with the reason in the log, once: it is not tried again. At the start it stops the start."""
+    """500 each time, with the reason in the log, once: it is not tried again, nor listed. At the start it stops
+    the start.
+    """
     bundle = copy_bundle(models, "tiny-cct", tmp_path)
     reason = damage(bundle)
     client = serve(models=tmp_path)
+    assert "relevance" in listed(client)
     for _ in range(2):
         words = refusal(client, 500, "inference_failed", maps="relevance")
         assert words == "relevance.onnx of tiny-cct@1 could not be opened: the log says why"
         assert ask(client)["labels"]
+        assert listed(client) == ["pooling", "rollout", "class"]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.message.startswith("tiny-cct@1 answers no maps of the gradient: ")
     with pytest.raises(BundleError, match=reason) as caught:
@@ -340,6 +352,30 @@ def test_while_it_is_opened_labels_are_answered_and_who_waits_has_a_deadline(
         words = refusal(client, 504, "deadline_exceeded", maps="grad_cam", timeout_ms=200)
         assert words == "no answer within the deadline of 200 ms"
         assert ask(client)["labels"]
+    assert 'saccade_dropped_images_total{model="tiny-resnet@1",reason="late"} 2.0' in client.get("/metrics").text
+
+
+def test_closing_while_it_is_opened_is_no_error(
+    nothing_stays: None, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The golden run, which would go on for ever here, is ended; the log calls nothing a fault."""
+    caplog.set_level(logging.INFO)
+    bundle = hanging_bundle(models, tmp_path, RELEVANCE, always=True)
+    gradients = bundle.manifest.maps.gradients
+    assert gradients is not None
+    plan = make_plan(Settings(models=tmp_path), find_cpus(), CPU[0])
+    relevance = Relevance(bundle, gradients, CPU, plan, load_head(bundle))
+
+    async def scene() -> None:
+        opening = asyncio.create_task(relevance.opened())
+        await asyncio.sleep(0)
+        relevance.close()
+        with pytest.raises(InferenceFailed):
+            await opening
+
+    asyncio.run(scene())
+    (record,) = [record for record in caplog.records if record.name == "saccade.relevance"]
+    assert record.levelname == "INFO"
 
 
 def test_a_run_that_hangs_is_ended_and_the_labels_session_goes_on(models: Path, tmp_path: Path) -> None:

@@ -35,8 +35,10 @@ from saccade.manifest import SWITCHES, AttentionLayer, Pooling
 from tests.export import families
 from tests.export.explain import more_families
 from tests.export.explain.autograd import Probabilities
+from tests.export.explain.nets import Between, Mlp, PostNorm, explained_net
 from tests.export.explain.test_differentiate import seeded, traced
 from tests.export.explain.test_relevance import WITH_RELEVANCE, explained, maps_of, noise
+from tests.export.graph import models as plain
 
 
 class Blocks:
@@ -199,6 +201,51 @@ def test_a_classifier_that_counts_its_tokens_is_not_asked_for_one(models: Path) 
     added = add_relevance(model, Classifier.of(model, bundle.manifest))
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
     assert added.why_not[LEGRAD] == "its classifier cannot be asked for the mean of a block's tokens"
+
+
+@pytest.mark.parametrize("opset", [18, 16])
+def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
+    """Of post-norm blocks, the last one's too; also where the norm is written out, as before opset 17."""
+    net = plain.lively(PostNorm())
+    added, session = explained_net(net, tmp_path, opset)
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION, LEGRAD)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
+    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
+    net.double()
+    blocks = Blocks([*net.blocks], "forward", (1,))
+
+    def model() -> tuple[Tensor, Sequence[Tensor]]:
+        return net(torch.from_numpy(pixels).double()), net.seen
+
+    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0, 1], class_token=False)[..., 1:])
+
+
+def test_a_sum_that_is_of_no_layer_leaves_no_legrad(tmp_path: Path) -> None:
+    """An MLP with a sum of its own between layers: where a block ends cannot be told. The other maps stay."""
+    added, _ = explained_net(plain.lively(Between(Mlp())), tmp_path)
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
+    assert added.why_not[LEGRAD] == "which of 3 sums behind attention_01 ends its block is not known"
+
+
+def test_the_norm_behind_an_only_block_is_the_classifiers_where_the_block_begins_with_one(tmp_path: Path) -> None:
+    """Where it does not, nobody can tell whose it is: there is no LeGrad, and the other maps stay."""
+    pre = plain.lively(plain.MeanOfPatches())
+    post = plain.lively(PostNorm())
+    pre.blocks, post.blocks = pre.blocks[:1], post.blocks[:1]
+    added, session = explained_net(pre, tmp_path)
+    assert LEGRAD in added.maps.names
+    pixels = np.random.default_rng(0).standard_normal((2, 3, *pre.size)).astype(np.float32)
+    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
+    pre.double()
+    blocks = Blocks([*pre.blocks], "forward", (1,))
+
+    def model() -> tuple[Tensor, Sequence[Tensor]]:
+        return pre(torch.from_numpy(pixels).double()), pre.seen
+
+    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0], class_token=False)[..., 1:])
+    added, _ = explained_net(post, tmp_path)
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
+    assert added.why_not[LEGRAD].startswith("whether the norm behind its only block is")
 
 
 def test_maps_rest_where_they_are_not_wanted(models: Path, tmp_path: Path) -> None:

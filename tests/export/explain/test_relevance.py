@@ -15,6 +15,7 @@ from export.explain.relevance import (
     CLASS_INDEX,
     GRAD_ATTENTION,
     GRAD_CAM,
+    LEGRAD,
     RELEVANCE,
     TOP,
     Classifier,
@@ -26,7 +27,10 @@ from export.nets import Net
 from export.reference import rebuild
 from export.runtime import open_graph
 from saccade.bundle import Bundle, open_bundle
+from saccade.errors import BundleError
 from saccade.pooling import pooled_row
+from tests.export.explain.nets import Between, FewKeys, explained_net
+from tests.export.graph import models as plain
 
 WITH_RELEVANCE = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-hybrid")
 WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
@@ -161,3 +165,31 @@ def test_a_class_that_is_none_stops_the_run(models: Path, index: int) -> None:
     bundle = open_bundle(models / "tiny-cct" / "1")
     with pytest.raises(Exception, match=r"out of data bounds|Out of range|greater than"):
         maps_of(explained(bundle), noise(bundle, 1), np.array([[3, index]]))
+
+
+def test_maps_begin_behind_attention_that_is_no_layer(tmp_path: Path) -> None:
+    """Of fewer keys than queries, among layers: evidence is not carried past it as if it were not there, but that of
+    the layers behind it is told, and which they are.
+    """
+    net = plain.lively(Between(FewKeys(), behind=2))
+    added, session = explained_net(net, tmp_path)
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION, LEGRAD)
+    assert added.maps.layers == ("attention_01", "attention_02")
+    pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
+    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))
+    logits = net.double()(torch.from_numpy(pixels).double())
+    row = np.r_[0, np.full(24, 1 / 24)]
+    for label in range(plain.CLASSES):
+        gradients = torch.autograd.grad(logits[:, label].sum(), net.seen, retain_graph=True)
+        first, last = ((one * gradient).clamp(min=0).mean(1).detach().numpy()
+                       for one, gradient in zip(net.seen, gradients, strict=True))  # fmt: skip
+        one = np.eye(25)
+        expected = (row @ ((one + last) @ (one + first) - one))[:, 1:]
+        assert (np.abs(seen[RELEVANCE][:, label] - expected).max(1) <= 1e-4 * expected.max(1)).all()
+
+
+def test_attention_that_is_no_layer_behind_the_last_leaves_no_map(tmp_path: Path) -> None:
+    """What the classifier reads is mixed by it, in a way that no layer says."""
+    net = plain.lively(Between(FewKeys(), behind=0))
+    with pytest.raises(BundleError, match="behind attention_02 stands attention that is none of its layers"):
+        explained_net(net, tmp_path)

@@ -137,7 +137,7 @@ def _table(seen: Seen, explained: Explained) -> list[str]:
     maps = explained.maps
     rows = [("attention", "heads", "tokens", "grid", "in the maps")]
     for row in seen.rows:
-        used = "no: its grid is not that of the last"
+        used = "no: it is before the last stage"
         if row.layer is None:
             used = f"no: {row.why_not}"
         elif row.layer.output in maps.layers:

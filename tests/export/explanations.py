@@ -6,7 +6,8 @@ writes the page; what it says of cost comes from docs/explanations.json (`python
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,36 @@ def page(
     families: Sequence[family_rows.Row], shipped: Sequence[shipped_rows.Row], checks: Sequence[shipped_rows.Sane]
 ) -> str:
     """The document."""
-    return WORDS.read_text(encoding="utf-8").format(
-        family_pictures=family_rows.PICTURES, gradient=GRADIENT, maps=OF_MAPS, times=TIMES,
-        families_head=FAMILIES_HEAD, families=_lines(family_rows.cells(row) for row in families if row.said is None),
-        reasons="\n".join(_reasons(families)), others=_others(),
-        pictures=shipped_rows.PICTURES, shipped_head=SHIPPED_HEAD, shipped=_lines(row.cells() for row in shipped),
-        checks_head=CHECKS_HEAD, checks=_lines(row.cells() for row in checks), sanity=shipped_rows.FOR_SANITY,
-        cost=cost_section(costs()),
-    )  # fmt: skip
+    return _filled({
+        "families": _lines(family_rows.cells(row) for row in families if row.said is None),
+        "reasons": "\n".join(_reasons(families)),
+        "shipped": _lines(row.cells() for row in shipped),
+        "checks": _lines(row.cells() for row in checks),
+    })  # fmt: skip
 
 
-def with_costs(page: str) -> str:
-    """The page with another section of costs."""
-    before, rest = page.split("## What they cost\n\n")
-    after = rest[rest.index("\n\nWritten by\n") :]
-    return f"{before}## What they cost\n\n{cost_section(costs())}{after}"
+def anew(page: str) -> str:
+    """The document with what it measured of right and wrong; all else, words and costs, as it would be written now."""
+    heads = {"families": FAMILIES_HEAD, "shipped": SHIPPED_HEAD, "checks": CHECKS_HEAD}
+    measured = {name: _block(rf"{re.escape(head)}\n[|-]+\n((?:\|.*\n)+)", page) for name, head in heads.items()}
+    return _filled({**measured, "reasons": _block(r"Why not:\n\n((?:- .*\n)+)", page)})
+
+
+def _block(pattern: str, page: str) -> str:
+    (found,) = re.findall(f"^{pattern}", page, flags=re.M)
+    return str(found).rstrip("\n")
+
+
+def _filled(measured: Mapping[str, str]) -> str:
+    found = {
+        **measured,
+        "family_pictures": family_rows.PICTURES, "families_head": FAMILIES_HEAD, "others": _others(),
+        "gradient": f"{GRADIENT:.0e}", "maps": f"{OF_MAPS:.0e}", "times": TIMES,
+        "pictures": shipped_rows.PICTURES, "shipped_head": SHIPPED_HEAD,
+        "checks_head": CHECKS_HEAD, "sanity": shipped_rows.FOR_SANITY,
+        "cost": cost_section(costs()),
+    }  # fmt: skip
+    return re.sub(r"\{(\w+)\}", lambda name: str(found.get(name[1], name[0])), WORDS.read_text(encoding="utf-8"))
 
 
 def costs() -> dict[str, Any]:
@@ -91,10 +107,12 @@ def _others() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--costs", action="store_true", help="measure nothing, write the costs anew")
+    parser.add_argument(
+        "--words", action="store_true", help="measure nothing: words and costs anew, tables as they are"
+    )
     options = parser.parse_args()
-    if options.costs:
-        options.out.write_text(with_costs(options.out.read_text(encoding="utf-8")), encoding="utf-8")
+    if options.words:
+        options.out.write_text(anew(options.out.read_text(encoding="utf-8")), encoding="utf-8")
         return
     torch.set_num_threads(1)
     families = []

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from benchmarks.relevance_tables import cost_section
 from saccade.bundle import Bundle
 from tests.conftest import ROOT
 from tests.export import explanations
@@ -17,8 +16,11 @@ NUMBER = re.compile(r"\d(?:\.\d+)?e[+-]\d+")
 def rows(head: str) -> dict[str, list[str]]:
     """Of the table with that head, by the first cell."""
     (table,) = re.findall(rf"^{re.escape(head)}\n[|-]+\n((?:\|.*\n)+)", PAGE, flags=re.M)
-    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    return {row[0]: row for row in cells}
+    return {row[0]: row for row in map(cells, table.splitlines())}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
 FAMILIES = rows(explanations.FAMILIES_HEAD)
@@ -34,13 +36,9 @@ def holds(cell: str, limit: float) -> bool:
 
 def test_the_page_is_as_it_is_written() -> None:
     """Its words and its costs are the generator's, and every family has a row or a reason."""
-    written, there = (
-        re.sub(r"^\|.*\n|^- .*\n", "", page, flags=re.M) for page in (explanations.page([], [], []), PAGE)
-    )
-    for paragraph in written.split("\n\n"):
-        assert paragraph in there, paragraph
-    for line in cost_section(explanations.costs()).splitlines():
-        assert line in PAGE
+    shown = PAGE.splitlines()
+    for line in explanations.page([], [], []).splitlines():
+        assert line in shown
     reasons = " ".join(line for line in PAGE.splitlines() if line.startswith("- "))
     assert [name for name in more_families.NAMES if name not in FAMILIES and name not in reasons] == []
 
@@ -50,7 +48,7 @@ def test_all_that_stands_there_is_within_what_is_allowed() -> None:
     assert len(FAMILIES) > 25
     for row in FAMILIES.values():
         assert holds(row[5], proofs.GRADIENT), row
-        assert holds(row[6].rstrip(" |") if len(row) > 6 else "", proofs.OF_MAPS), row
+        assert holds(row[6], proofs.OF_MAPS), row
     for row in rows(explanations.SHIPPED_HEAD).values():
         assert holds(row[1], proofs.GRADIENT), row
         assert holds(" ".join(row[2:]), proofs.OF_MAPS), row
@@ -61,7 +59,7 @@ def test_a_family_is_as_its_row_says(name: str) -> None:
     """Measured again: the same maps of the same layers, and errors within what is allowed."""
     measured = family_rows.measure(name)
     assert family_rows.failing(measured) == []
-    given = explanations.line(family_rows.cells(measured)).strip("| ").split(" | ")
+    given = cells(explanations.line(family_rows.cells(measured)))
     assert [NUMBER.sub("", cell) for cell in FAMILIES[name]] == [NUMBER.sub("", cell) for cell in given]
 
 
@@ -75,8 +73,8 @@ def test_a_shipped_model_is_as_its_row_says(shipped: Bundle) -> None:
     measured = shipped_rows.measure(shipped, 4)
     assert measured.failing() == []
     shown = rows(explanations.SHIPPED_HEAD)[f"`{shipped.manifest.name}`"]
-    given = explanations.line(measured.cells()).strip("| ").split(" | ")
-    assert [bool(cell.strip()) for cell in shown] == [bool(cell.strip()) for cell in given]
+    given = cells(explanations.line(measured.cells()))
+    assert [bool(cell) for cell in shown] == [bool(cell) for cell in given]
 
 
 def test_the_checks_of_a_shipped_model_are_as_the_page_says() -> None:
@@ -84,5 +82,5 @@ def test_the_checks_of_a_shipped_model_are_as_the_page_says() -> None:
     for row in rows(explanations.CHECKS_HEAD).values():
         assert float(row[1]) < 0.8
         assert float(row[2].split(", ")[-1].split()[-1]) < 0.5
-        assert row[5].rstrip(" |") == "finite"
+        assert row[5] == "finite"
     assert set(rows(explanations.CHECKS_HEAD)) == {f"`{name}`" for name in shipped_rows.NAMES}

@@ -14,7 +14,8 @@ _BESIDE = 20 * 2**20
 """Beside process and models: code that cannot leave memory while it runs, small pictures and answers of some callers,
 and a container's health check. Measured on the shipped model and sixteen callers: killed at 80 MiB, not at 84."""
 _RELEVANCE = 6 * 2**20
-"""A session of relevance.onnx with its golden run, without weights; measured on the shipped models, 3 to 7 MiB."""
+"""A session of relevance.onnx with its golden run, without weights and attention; of the shipped models it is nearly
+all: measured, 3 to 8 MiB."""
 _A_PIXEL = 16
 """Bytes at most, of a picture while it is decoded: a WebP's; docs/robustness.md has the other formats."""
 _GROWTH = 1.25
@@ -45,14 +46,16 @@ def refusal_of_sessions(limit: int | None, model: str, sessions: int, each: int)
     )
 
 
-def refusal_of_relevance(limit: int | None, model: str) -> str | None:
-    """Why relevance.onnx of `model`, which shares the weights, does not fit, as a sentence; None where it does."""
-    used = own_memory()
-    if limit is None or used + _BESIDE + _RELEVANCE <= limit:
+def refusal_of_relevance(limit: int | None, model: str, attention: int) -> str | None:
+    """Why relevance.onnx of `model`, which shares the weights, does not fit, as a sentence; None where it does. So many
+    bytes of `attention` and its gradients are in memory during a run.
+    """
+    needed = own_memory() + _BESIDE + _RELEVANCE + attention
+    if limit is None or needed <= limit:
         return None
     return (
         f"the memory limit is {in_mib(limit)}, and with relevance.onnx of {model} the service takes "
-        f"{in_mib(used + _BESIDE + _RELEVANCE)} at least: raise the limit, or set SACCADE_RELEVANCE=off"
+        f"{in_mib(needed)} at least: raise the limit, or set SACCADE_RELEVANCE=off"
     )
 
 

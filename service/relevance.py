@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import threading
 
 import onnxruntime
@@ -39,6 +40,8 @@ log = logging.getLogger("saccade.relevance")
 
 _FEW_WEIGHTS = 4 * 2**20
 """Bytes of a weights file of which a second copy does not matter. On a GPU there is one in any case."""
+_FLOAT = 4
+"""Bytes."""
 SHARED = {"session.disable_prepacking": "1"}
 _FOLDED = ("ConstantFolding",)
 _COPIED = ("ConvBNFusion", "NchwcTransformer")
@@ -76,7 +79,7 @@ class Relevance:
         SettingsError.
         """
         manifest, plan = self._bundle.manifest, self._plan
-        refusal = refusal_of_relevance(plan.memory_limit, manifest.id)
+        refusal = refusal_of_relevance(plan.memory_limit, manifest.id, _of_attention(manifest, plan))
         if refusal is not None:
             raise SettingsError(refusal)
         session = open_session(
@@ -144,6 +147,11 @@ def left_out(bundle: Bundle, provider: str) -> tuple[str, ...]:
     """The optimizers that its session does without."""
     copies = provider != CPU or bundle.weights.stat().st_size <= _FEW_WEIGHTS
     return _FOLDED if copies else (*_FOLDED, *_COPIED)
+
+
+def _of_attention(manifest: Manifest, plan: Plan) -> int:
+    """Bytes of attention in a full batch, and of its gradient for a class of each image: what a run takes at least."""
+    return 2 * plan.max_batch * sum(_FLOAT * math.prod(layer.shape) for layer in manifest.attention)
 
 
 def _inputs(manifest: Manifest) -> dict[str, tuple[str, list[int | str]]]:

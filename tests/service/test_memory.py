@@ -72,11 +72,11 @@ def test_a_limit_too_small_for_a_models_weights_is_said_before_they_are_read(
     assert "for each of 1 session: raise the limit" in said
 
 
-@pytest.mark.parametrize("limited", [96], indirect=True)
+@pytest.mark.parametrize("limited", [112], indirect=True)
 def test_a_limit_too_small_for_more_sessions_is_said_once_one_shows_what_it_takes(limited: str, small: Path) -> None:
     """Weights are not all of a session; the sentence says what to lower."""
     said = sentence(ended(limited, models=small, instances=64))
-    assert "the memory limit is 96 MiB, and with tiny-resnet@1 the service takes" in said
+    assert "the memory limit is 112 MiB, and with tiny-resnet@1 the service takes" in said
     assert "for each of 63 sessions: raise the limit, or set SACCADE_INSTANCES lower" in said
 
 

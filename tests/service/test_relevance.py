@@ -329,6 +329,20 @@ def test_a_limit_of_memory_is_kept(models: Path) -> None:
         relevance.open()
 
 
+def test_a_limit_of_memory_is_held_to_what_attention_takes(models: Path) -> None:
+    """Of 4096 tokens it is most of all: 4 bytes a weight and as many of its gradient, of each image of a batch."""
+    bundle = open_bundle(models / "tiny-cct" / "1")
+    layers = tuple(layer.model_copy(update={"grid": (64, 64), "heads": 3}) for layer in bundle.manifest.attention)
+    large = Bundle(bundle.folder, bundle.manifest.model_copy(update={"attention": layers}))
+    least = (4 + 4) * 3 * (64 * 64) ** 2 * len(layers) * 8 // 2**20
+    plan = make_plan(Settings(models=models, max_batch=8), find_cpus(), CPU[0], memory_limit=least * 2**20)
+    assert large.manifest.maps.gradients is not None
+    relevance = Relevance(large, large.manifest.maps.gradients, CPU, plan, load_head(large))
+    with pytest.raises(SettingsError, match=r"the service takes \d+ MiB at least: raise the limit") as caught:
+        relevance.open()
+    assert least < int(str(caught.value).split(" takes ")[1].split(" MiB")[0]) < least + 2000
+
+
 # --- runs that hang
 
 

@@ -68,7 +68,7 @@ def refused(response: Any, status: int, code: str, *words: str) -> str:
         ("classes=99999999999", ["classes", "0 to 9", "99999999999"]),
         ("classes=elephant", ["classes", "'elephant'", "tiny-cct@1"]),
         ("classes=", ["classes", "''"]),
-        ("classes=top1,3", ["classes", "'top1'"]),
+        ("classes=top1,3", ["classes", "top1 stands alone"]),
         ("attention=2", ["attention", "0 to 1", "2", "layers"]),
         ("attention=first", ["attention", "none, last, all", "'first'"]),
         ("attention=-1", ["attention", "'-1'"]),

@@ -1,10 +1,12 @@
 """Nets and pictures for the tests of the offline half, and what a test may ask of a training run."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from export.data import Digits
 from export.examples import Examples
 from export.nets import Net, build
+from saccade.bundle import Bundle, open_bundle
 from tests.conftest import tiny_recipe
 
 
@@ -61,3 +64,14 @@ def same_tensors(left: Path, right: Path) -> bool:
     """Whether two safetensors files hold the same names with the same bits."""
     first, second = load_file(left), load_file(right)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def copy(models: Path, tmp_path: Path) -> Callable[[str], Bundle]:
+    """A function: name of a model -> its bundle, alone in another place."""
+
+    def copied(name: str) -> Bundle:
+        shutil.copytree(models / name / "1", tmp_path / "elsewhere" / name / "1")
+        return open_bundle(tmp_path / "elsewhere" / name / "1")
+
+    return copied

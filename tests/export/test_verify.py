@@ -3,7 +3,6 @@
 import hashlib
 import json
 import resource
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +20,6 @@ from saccade.cli import main
 from saccade.errors import BundleError
 from saccade.golden import check_golden
 from tests.conftest import CLASS_MAP_ONLY
-
-
-@pytest.fixture
-def copy(models: Path, tmp_path: Path) -> Callable[[str], Bundle]:
-    """A function: name of a model -> its bundle, alone in another place."""
-
-    def copied(name: str) -> Bundle:
-        shutil.copytree(models / name / "1", tmp_path / "elsewhere" / name / "1")
-        return open_bundle(tmp_path / "elsewhere" / name / "1")
-
-    return copied
 
 
 def restate_checksum(folder: Path, name: str) -> Bundle:

@@ -1,6 +1,5 @@
 """A bundle's relevance.onnx: made by export, held to float64, added afterwards, and refused where it was changed."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,17 +20,6 @@ from saccade.reasons import map_lines
 from tests.export.test_verify import contents, restate_checksum
 
 OF_ATTENTION = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-hybrid")
-
-
-@pytest.fixture
-def copy(models: Path, tmp_path: Path) -> Callable[[str], Bundle]:
-    """A function: name of a model -> its bundle, alone in another place."""
-
-    def copied(name: str) -> Bundle:
-        shutil.copytree(models / name / "1", tmp_path / "elsewhere" / name / "1")
-        return open_bundle(tmp_path / "elsewhere" / name / "1")
-
-    return copied
 
 
 def holds_alike(one: Bundle, other: Bundle) -> None:

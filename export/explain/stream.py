@@ -66,6 +66,8 @@ def stream_of(
         line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
         sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
+        if not any(_token_axes(value, places) for value in line):
+            raise BundleError("which axis of its values is that of the tokens is not known")
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")
         if len(counts | {len(sums)}) > 1 or len(sums) > _SUMS:
@@ -75,7 +77,7 @@ def stream_of(
         found.append(sums[-1])
         tails.append(line[line.index(sums[-1]) + 1 :])
     if len(found) > 1:
-        ends = _ends(found, tails, places)
+        ends = _ends(found, tails)
         if ends != found and _comes_normed(model, attention[0], found[0], places):
             raise BundleError("whether a norm ends each block, or begins the next one, is not known")
         found = ends
@@ -191,7 +193,7 @@ def _alike_but(axes: Sequence[int], shape: Sequence[int], other: Sequence[int]) 
     )
 
 
-def _ends(sums: Sequence[ir.Value], tails: Sequence[Sequence[ir.Value]], places: Places) -> list[ir.Value]:
+def _ends(sums: Sequence[ir.Value], tails: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
     """Behind the norm or the activation that stands behind the last sum of each block. `tails`: what all of that sum
     goes through next; of the last block the whole classifier is among it. Raises BundleError where blocks differ.
     """

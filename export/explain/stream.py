@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from export.explain.blocks import AS_IT_IS, PRODUCTS, check_block
 from export.explain.differentiate import carried, is_flat
 from export.explain.float64 import Float64
 from export.explain.source import behind
@@ -24,9 +25,6 @@ _SUMS = 2
 """That a block may have at most: behind its attention and behind its MLP, or, of both at once, one or two."""
 _ACTIVATIONS = ("Relu", "Gelu", "HardSwish")
 """They may end a block, behind its sum."""
-_AS_IT_IS = ("Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear",
-             "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")  # fmt: skip
-"""They end no block: behind them the tokens are the same, in another layout or type."""
 
 
 class Stream(NamedTuple):
@@ -48,12 +46,13 @@ def stream_of(
     """`attention`: the weights of the layers in order; with `whole`, the last one has all of its tokens, as they have.
 
     A block ends where it is added to what came into it. What its attention does to the logits goes through that sum
-    alone, the next layer hangs on it, and of two such sums it is the last (the one behind the MLP). A norm or an
-    activation that all of the sum goes through, before anything else uses it, is the block's as well (a post-norm
-    block); of the last block it may be the classifier's, so there it is what it is in the blocks before.
+    alone, the next layer hangs on it, and of two such sums it is the last (the one behind the MLP, see `check_block`).
+    A norm or an activation that all of the sum goes through, before anything else uses it, is the block's as well (a
+    post-norm block); of the last block it may be the classifier's, so there it is what it is in the blocks before.
+    One graph can be cut into blocks in several ways: each block is taken to begin with its attention.
 
     Raises BundleError where there is none, where they have different shapes, and where it is not known which one ends a
-    block: something that is no layer, with a sum of its own, stands between layers.
+    block: something that is no layer stands between layers, say.
     """
     way = _way(model, logits)
     for node in way:
@@ -67,22 +66,28 @@ def stream_of(
         line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
         sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
+        if not any(_token_axes(value, places) for value in line):
+            raise BundleError("which axis of its values is that of the tokens is not known")
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")
         if len(counts | {len(sums)}) > 1 or len(sums) > _SUMS:
             raise BundleError(f"which of {len(sums)} sums behind {weights.name} ends its block is not known")
+        check_block(model, way, weights, sums, places)
         counts.add(len(sums))
         found.append(sums[-1])
         tails.append(line[line.index(sums[-1]) + 1 :])
     if len(found) > 1:
-        found = _ends(found, tails)
+        ends = _ends(found, tails)
+        if ends != found and _comes_normed(model, attention[0], found[0], places):
+            raise BundleError("whether a norm ends each block, or begins the next one, is not known")
+        found = ends
     else:
         entry = _entry(model, attention[0], sums)
         found = [_only_end(found[0], tails[0], places, normed=any(_norms(value, places) for value in entry))]
     tokens = tuple(found if whole else found[:-1])
     axes = _token_axes(tokens[0], places)
     shapes = {places.shape_of(value) for value in tokens}
-    if not axes or len(shapes) > 1:
+    if not axes or len(shapes) > 1 or not _alike_but(axes, places.shape_of(found[-1]), places.shape_of(tokens[0])):
         raise BundleError("what its blocks give differs in shape, or no axis of it is known to be that of the tokens")
     length = math.prod(places.shape_of(tokens[0])[axis] for axis in axes)
     return Stream(tokens, axes, length, found[-1])
@@ -103,6 +108,8 @@ def classify(
             continue
         if node.domain or any(value in needed for value in node.outputs[1:]):
             raise BundleError(f"{describe(node)} behind the last block cannot be applied to one token")
+        if any(value in places.labels and value not in copies for value in node.inputs):
+            raise BundleError("its classifier reads more than what the last block gives")
         inputs = [value if value is None else copies.get(value, value) for value in node.inputs]
         if (axis := _chosen_axis(node, places)) is not None:
             inputs[1:] = _first_of(add, node, axis, inputs)
@@ -162,11 +169,11 @@ def _passages(way: Sequence[ir.Node], start: ir.Value, logits: ir.Value) -> list
 
 
 def _is_sum(value: ir.Value, places: Places) -> bool:
-    """Of two values that both hang on the picture, in the shape of both."""
+    """Of two values that both hang on the picture, in the shape of both; a difference is one as well."""
     node = value.producer()
     return (
         node is not None
-        and node.op_type == "Add"
+        and node.op_type in ("Add", "Sub")
         and all(one in places.labels and places.shape(one) == places.shape(value) for one in node.inputs if one)
     )
 
@@ -177,8 +184,12 @@ def _continues(value: ir.Value, before: Sequence[ir.Value], places: Places, *, w
     shapes = [places.shape_of(one) for one in (value, *before[:1])]
     if not before or whole:
         return bool(axes) and len(set(shapes)) == 1
-    return len({len(shape) for shape in shapes}) == 1 and all(
-        length == other for axis, (length, other) in enumerate(zip(*shapes, strict=True)) if axis not in axes
+    return _alike_but(axes, *shapes)
+
+
+def _alike_but(axes: Sequence[int], shape: Sequence[int], other: Sequence[int]) -> bool:
+    return len(shape) == len(other) and all(
+        length == its for axis, (length, its) in enumerate(zip(shape, other, strict=True)) if axis not in axes
     )
 
 
@@ -186,11 +197,13 @@ def _ends(sums: Sequence[ir.Value], tails: Sequence[Sequence[ir.Value]]) -> list
     """Behind the norm or the activation that stands behind the last sum of each block. `tails`: what all of that sum
     goes through next; of the last block the whole classifier is among it. Raises BundleError where blocks differ.
     """
-    lengths = [max((at for at, value in enumerate(tail, 1) if _kind(value) not in _AS_IT_IS), default=0)
+    lengths = [max((at for at, value in enumerate(tail, 1) if _kind(value) not in AS_IT_IS), default=0)
                for tail in tails[:-1]]  # fmt: skip
     parts = [tail[:length] for tail, length in zip(tails, [*lengths, max(lengths)], strict=True)]
     if len({tuple(map(_kind, part)) for part in parts}) > 1:
         raise BundleError("its blocks do not end alike: behind some of them stands a norm, say, that others lack")
+    if any(_kind(value) in PRODUCTS for value in parts[0]):
+        raise BundleError("whether what stands behind the last sum of its blocks is theirs is not known")
     return [part[-1] if part else value for value, part in zip(sums, parts, strict=True)]
 
 
@@ -198,7 +211,9 @@ def _only_end(value: ir.Value, tail: Sequence[ir.Value], places: Places, *, norm
     """Of the only block that there is; `normed`: attention is given what a norm made of the tokens. A norm behind it
     is the classifier's then, and else nothing says whose: raises BundleError.
     """
-    following = next((one for one in tail if _kind(one) not in _AS_IT_IS), value)
+    if any(_token_axes(one, places) and (_kind(one) in PRODUCTS or _mixed_in(one, places)) for one in tail):
+        raise BundleError("whether what stands behind its only block is the block's or the classifier's is not known")
+    following = next((one for one in tail if _kind(one) not in AS_IT_IS), value)
     if following is value or _kind(following) not in _ACTIVATIONS:
         if _norms(following, places) and not normed:
             raise BundleError("whether the norm behind its only block is the block's or the classifier's is not known")
@@ -206,11 +221,27 @@ def _only_end(value: ir.Value, tail: Sequence[ir.Value], places: Places, *, norm
     return following
 
 
+def _mixed_in(value: ir.Value, places: Places) -> bool:
+    """Whether each token gets something of all of them."""
+    return any(one in places.labels and not _token_axes(one, places) for one in _added(value))
+
+
 def _entry(model: ir.Model, weights: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
     """What the tokens that come into a block go through on their way to its attention."""
     before = behind(model, weights)
     came = [value for one in sums for value in _added(one) if value in before]
     return _passages(_way(model, weights), came[0], weights) if came else []
+
+
+def _comes_normed(model: ir.Model, weights: ir.Value, total: ir.Value, places: Places) -> bool:
+    """Whether all that comes into the first block, its skip too, comes from a norm."""
+    before = behind(model, weights)
+    entry = [value for value in _passages(_way(model, total), model.graph.inputs[0], total) if value in before]
+    while entry and (_kind(entry[-1]) in AS_IT_IS or places.constant(_added(entry[-1])[-1]) is not None):
+        if _kind(entry[-1]) == "LayerNormalization" or _kind(entry[-1]) not in (*AS_IT_IS, "Add", "Mul"):
+            break
+        entry.pop()
+    return bool(entry) and _norms(entry[-1], places)
 
 
 def _norms(value: ir.Value, places: Places) -> bool:

@@ -16,7 +16,7 @@ from export.graph.read import external_files
 from export.runtime import open_graph, open_relevance
 from saccade.errors import BundleError, DataError
 
-_WITHIN = 2**31 - 2**26
+WITHIN = 2**31 - 2**26
 """Bytes of weights that a file of 2 GiB, which protobuf allows, has room for beside the graph."""
 _APART = 1e-3
 """By so much, of the greatest number of an output, it may differ from the file's."""
@@ -40,13 +40,14 @@ def check_free(out: Path) -> None:
             raise DataError(f"{file} exists already: remove it, or give another place by --out")
 
 
-def write_beside(model: ir.Model, source: Path, out: Path, outputs: Sequence[str]) -> Written:
-    """Writes the model to `out`; its weights within, or beside it where they are so in the source or are too many.
+def write_beside(model: ir.Model, source: Path, out: Path, outputs: Sequence[str], *, within: int = WITHIN) -> Written:
+    """Writes the model to `out`; its weights within, or beside it where they are so in the source or have more bytes
+    than may be `within`.
 
     `outputs` are those that it must give as the source does. Raises DataError, BundleError; then nothing is written.
     """
     model.ir_version = 10
-    beside = bool(external_files(source)) or _bytes(model) > _WITHIN
+    beside = bool(external_files(source)) or _bytes(model) > within
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".relevance-", dir=out.parent))
     except OSError as error:

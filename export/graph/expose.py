@@ -87,7 +87,8 @@ def look(
     places = Places(model, size).follow_all(model)
     plain_pools(model, places)
     head = _by_label(Adder(model), places, logits, over)
-    rows, used = _layers(find(model, places), grid, names, among)
+    found = find(model, places) if grid is None else _told(model, places, grid)
+    rows, used = _layers(found, grid, names, among)
     return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))
 
 
@@ -189,6 +190,20 @@ def _layers(
             rows.append(Row(where, one.heads, one.tokens, layer, None))
             used.append((one, layer))
     return tuple(rows), used
+
+
+def _told(model: ir.Model, places: Places, grid: tuple[int, int]) -> list[Found]:
+    """The layers, where the tokens of each that is found without places are those of the grid, as far as they fit."""
+    asked: set[ir.Value] = set()
+    while True:
+        found = find(model, places)
+        fits = (one for one in found if one.why_not is None and one.cells is None and one.weights not in asked
+                and one.tokens[0] >= grid[0] * grid[1])  # fmt: skip
+        first = next(fits, None)
+        if first is None:
+            return found
+        asked.add(first.weights)
+        places.tell(model, first.weights, first.rank - (1 if first.transposed else 2), grid)
 
 
 def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLayer]]) -> Reading | None:

@@ -63,6 +63,18 @@ class Grids:
         cells = np.arange(self.batch * frame.cells).reshape(self.batch, 1, frame.rows, frame.columns)
         return Labels(frame, np.broadcast_to(cells, shape))
 
+    def told(self, shape: tuple[int, ...], axis: int, grid: tuple[int, int]) -> Labels:
+        """(batch, …): tokens along `axis` are the cells of a new frame row by row, behind special ones."""
+        frame = self._frame(*grid)
+        special = shape[axis] - frame.cells
+        self._specials[frame] = special
+        row = np.concatenate([NOWHERE - 1 - np.arange(special), np.arange(frame.cells)])
+        pictures = frame.cells * np.arange(self.batch)[:, None]
+        cells = np.where(row < 0, row, row + pictures).reshape(
+            [length if at in (0, axis) else 1 for at, length in enumerate(shape)]
+        )
+        return Labels(frame, np.broadcast_to(cells, shape))
+
     def merged(self, labels: Labels, axes: tuple[int, ...]) -> Labels:
         """What a sum along `axes` is about; they stay, with length 1.
 

@@ -72,6 +72,15 @@ class Places:
             elif isinstance(result, np.ndarray):
                 self._constants[value] = result
 
+    def tell(self, model: ir.Model, value: ir.Value, axis: int, grid: tuple[int, int]) -> None:
+        """Takes it from the caller which places the tokens of a value are, and follows all that hangs on it again."""
+        self.labels[value] = self.grids.told(self.shape_of(value), axis, grid)
+        hanging = {value}
+        for node in model.graph:
+            if value not in node.outputs and any(one in hanging for one in node.inputs):
+                self.follow(node)
+                hanging |= set(node.outputs)
+
     def constant(self, value: ir.Value | None) -> NDArray[Any] | None:
         """The numbers of a value that depends on no picture."""
         if value is None:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from saccade.cli import main
 from tests.export.graph import models
-from tests.export.graph.conftest import noise, write
+from tests.export.graph.conftest import hide, noise, write
 
 Arrays = dict[str, NDArray[np.float32]]
 Change = Callable[[onnx.ModelProto], None]
@@ -134,6 +134,29 @@ def test_a_model_without_attention_gets_grad_cam(tmp_path: Path, capsys: pytest.
         (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0], retain_graph=True)
         right = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).clamp(min=0).flatten(1).detach().numpy()
         np.testing.assert_allclose(seen["grad_cam"][:, label], right, atol=1e-4 * right.max())
+
+
+def test_a_grid_that_is_not_found_can_be_told(file: Path, plain: Path, tmp_path: Path) -> None:
+    """Special tokens stand first then; the maps are those that the file gets whose grid is found."""
+    pixels, classes = noise(2, (32, 48)), np.array([[3, -1], [-1, 0]])
+    expected = answer(plain, pixels, classes)
+    own, *maps = seen = answer(explain(hide(file, tmp_path / "hidden.onnx"), "--grid", "4x6"), pixels, classes)
+    assert maps == ["relevance", "grad_attention"]
+    for name in (own, *maps):
+        np.testing.assert_allclose(seen[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "nothing says where its tokens lie on the picture: give its grid"),
+        (["--grid", "5x6"], "its 25 tokens are fewer than the 5 x 6 of the grid asked for"),
+    ],
+)
+def test_a_grid_that_does_not_fit_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert sentence in refused(hide(file, tmp_path / "hidden.onnx"), tmp_path, capsys, *words)
 
 
 def test_the_table_says_what_the_maps_are_made_of(

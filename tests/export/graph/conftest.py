@@ -82,3 +82,29 @@ def answers(model: ir.Model | onnx.ModelProto, pixels: NDArray[np.float32]) -> A
 
 def noise(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((count, 3, *size)).astype(np.float32)
+
+
+def hide(file: Path, to: Path) -> Path:
+    """Of a net of `models` behind whose tokens nobody can tell their places: an index that hangs on the picture picks
+    them, each at its place.
+    """
+    proto = onnx.load(file)
+    nodes = list(proto.graph.node)
+    first = next(at for at, node in enumerate(nodes) if node.op_type == "LayerNormalization")
+    tokens = nodes[first].input[0]
+    count = next(one.dims[1] for one in proto.graph.initializer if one.name == "position")
+    hidden = [
+        onnx.helper.make_node("ReduceSum", [tokens], ["sums"], keepdims=0, name="sums"),
+        onnx.helper.make_node("Mul", ["sums", "nothing"], ["zero"], name="zero"),
+        onnx.helper.make_node("Cast", ["zero"], ["whole"], to=onnx.TensorProto.INT64, name="whole"),
+        onnx.helper.make_node("Add", ["whole", "order"], ["picked"], name="picked"),
+        onnx.helper.make_node("Gather", [tokens, "picked"], ["hidden"], axis=1, name="hide"),
+    ]
+    constants = {"nothing": np.float32(0), "order": np.arange(count)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    for node in nodes[first:]:
+        node.input[:] = ["hidden" if name == tokens else name for name in node.input]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:first], *hidden, *nodes[first:]])
+    onnx.save(proto, to)
+    return to

@@ -11,7 +11,7 @@ import torch
 from export.graph.geometry import window_cells
 from saccade.manifest import AttentionLayer, Pooling, SpecialTokens, Windows
 from tests.export.graph import models
-from tests.export.graph.conftest import Case, answers, exposed, noise
+from tests.export.graph.conftest import Case, answers, exposed, hide, noise
 
 NO, ONE, LAST = SpecialTokens(), SpecialTokens(count=1), SpecialTokens(count=1, place="last")
 CASES: dict[str, tuple[list[tuple[tuple[int, int], SpecialTokens]], str | None, tuple[str, ...]]] = {
@@ -183,30 +183,13 @@ def test_their_other_outputs_stay(case: Callable[[str, str], Case], tmp_path) ->
 def test_a_grid_is_asked_for_where_none_is_found(case: Callable[[str, str], Case], tmp_path) -> None:
     """A graph that hides its layout (patches picked by an index that hangs on the picture) gets the grid it is told."""
     net, path = case("SeqPool", "script")
-    proto = onnx.load(path)
-    (first, *_) = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
-    tokens = first.input[0]
-    hidden = [
-        onnx.helper.make_node("ReduceSum", [tokens], ["sums"], keepdims=0, name="sums"),
-        onnx.helper.make_node("Mul", ["sums", "nothing"], ["zero"], name="zero"),
-        onnx.helper.make_node("Cast", ["zero"], ["whole"], to=onnx.TensorProto.INT64, name="whole"),
-        onnx.helper.make_node("Add", ["whole", "order"], ["picked"], name="picked"),
-        onnx.helper.make_node("Gather", [tokens, "picked"], ["hidden"], axis=1, name="hide"),
-    ]
-    constants = {"nothing": np.float32(0), "order": np.arange(24)}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    at = list(proto.graph.node).index(first)
-    for node in list(proto.graph.node)[at:]:
-        node.input[:] = ["hidden" if name == tokens else name for name in node.input]
-    nodes = [*list(proto.graph.node)[:at], *hidden, *list(proto.graph.node)[at:]]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    onnx.save(proto, tmp_path / "hidden.onnx")
+    hide(path, tmp_path / "hidden.onnx")
     _, found = exposed(tmp_path / "hidden.onnx", net.size)
     assert found.layers == ()
     assert "give its grid" in found.table[0].why_not
     model, found = exposed(tmp_path / "hidden.onnx", net.size, grid=(4, 6))
-    assert found.layers[0] == AttentionLayer(output="attention_00", grid=(4, 6), heads=2)
+    assert found.layers == tuple(AttentionLayer(output=f"attention_0{at}", grid=(4, 6), heads=2) for at in range(2))
+    assert found.pooling == Pooling(kind="learned")
     assert "fewer than the 5 x 6" in exposed(tmp_path / "hidden.onnx", net.size, grid=(5, 6))[1].table[0].why_not
     pixels = noise(2, net.size)
     with torch.inference_mode():

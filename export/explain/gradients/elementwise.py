@@ -37,7 +37,7 @@ def _mul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
 
 
 def _mul_or_gelu(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> Contribution | list[Contribution]:
-    """An opened GELU, u (1 + erf u), is one function of u: what comes through its second input is counted with the first."""
+    """An opened GELU, u (1 + erf u), is a function of u: what its second input gives is counted with the first."""
     derivative = node.meta.get(DERIVATIVE)
     if derivative is None:
         return _product(tape, node, index, gradient)

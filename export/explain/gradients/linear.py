@@ -69,6 +69,8 @@ def _gemm(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value
         beta = number(node, "beta", 1.0)
         scaled = gradient if beta == 1 else tape("Mul", gradient, beta)
         return tape.sum_to(scaled, node.inputs[2], tape.shape(node.outputs[0]))
+    if index == 0 and turned == [0, 1] and alpha == 1:
+        return tape("MatMul", gradient, right)
     if index == 0 and not turned[0]:
         folded = tape.fold(gradient, node.outputs[0])
         return tape.unfold(tape("Gemm", folded, right, transB=1 - turned[1], alpha=alpha), left)

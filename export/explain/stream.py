@@ -66,7 +66,7 @@ def stream_of(
         line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
         sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
-        if not any(_token_axes(value, places) for value in line):
+        if (whole or next_ones is not None) and not any(_token_axes(value, places) for value in line):
             raise BundleError("which axis of its values is that of the tokens is not known")
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")

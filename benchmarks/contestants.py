@@ -94,7 +94,7 @@ class Ours(Contestant):
         fixed = {
             "SACCADE_HOST": HOST,
             "SACCADE_PORT": str(port),
-            "SACCADE_MODELS": str(_only(work, cache)),
+            "SACCADE_MODELS": str(folder_of_one(work, cache)),
             "SACCADE_DRAIN_GRACE_S": "0",
             "SACCADE_RUN_TIMEOUT_S": "86400",  # a server that was stopped in its tracks must not take its run for hung
         }
@@ -171,14 +171,20 @@ def _up_to(count: int) -> tuple[int, ...]:
     return tuple(sorted({1 << power for power in range(count.bit_length()) if 1 << power <= count} | {count}))
 
 
-def _only(work: Work, cache: Path) -> Path:
-    """A folder of models that holds this work's alone, so that a request need not name it."""
-    link = cache / f"models-{work.name}" / work.bundle.parent.name
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.unlink(missing_ok=True)  # one that leads nowhere
-        link.symlink_to(work.bundle.parent.resolve(), target_is_directory=True)
-    return link.parent.absolute()
+def folder_of_one(work: Work, cache: Path) -> Path:
+    """A folder of models that holds this work's alone, so that a request need not name it.
+
+    What an earlier state of the benchmarks linked there goes: of two models, a request that names none is refused.
+    """
+    folder, model = (cache / f"models-{work.name}").absolute(), work.bundle.parent.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / model.name
+    for other in folder.iterdir():
+        if other != link or other.resolve() != model:
+            other.unlink()
+    if not link.is_symlink():
+        link.symlink_to(model, target_is_directory=True)
+    return folder
 
 
 def _outside() -> dict[str, str]:

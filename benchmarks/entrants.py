@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import httpx
+
 from benchmarks.contestants import SAME, Contestant, Settings, Space, start
-from benchmarks.load import closed
+from benchmarks.load import TIMEOUT_S, closed
 from benchmarks.process import cpu_seconds, peak_memory
 from benchmarks.works import QUERIES, ROOT, Work
 
@@ -70,12 +72,18 @@ class Server:
 
 class LiveServer:
     def __init__(self, contestant: Contestant, work: Work, query: str, settings: Settings, cache: Path) -> None:
+        """Raises RuntimeError, with the server's words, where it refuses what it is to be measured with."""
         self.work = work
         self.running = start(contestant, work, query, settings, cache)
         self.pid = self.running.pid
         self.url = self.running.url + contestant.classify_path(query)
         self.empty_url = self.running.url + contestant.empty_path
-        closed(self.url, work.picture, work.media_type, 4, 1)  # the first answers build what later ones find
+        try:
+            _check(self.url, work)
+            closed(self.url, work.picture, work.media_type, 4, 1)  # the first answers build what later ones find
+        except BaseException:
+            self.running.stop()
+            raise
         self.running.pause()
 
     def measure(self, callers: int, seconds: float) -> Figures:
@@ -98,6 +106,15 @@ class LiveServer:
 
     def stop(self) -> None:
         self.running.stop()
+
+
+def _check(url: str, work: Work) -> None:
+    """Asks once: a load of refusals is faster than one of answers."""
+    headers = {"content-type": work.media_type}
+    with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+        asked = client.post(url, content=work.picture.read_bytes(), headers=headers)
+    if not asked.is_success:
+        raise RuntimeError(f"{url} answers {work.title} with {asked.status_code}: {asked.text[:500]}")
 
 
 class Limit:

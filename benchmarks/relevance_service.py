@@ -10,6 +10,7 @@ ask for relevance, against as many again who ask for labels.
 import argparse
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from benchmarks.contestants import Ours
 from benchmarks.entrants import Figures, LiveServer
@@ -31,18 +32,17 @@ def main() -> None:
     known = works()
     for name in options.works:
         work = known[name]
-        with_, without = (
-            LiveServer(Ours("ours", "the service"), work, "labels", {"relevance": relevance}, CACHE)
-            for relevance in ("start", "off")
-        )
-        try:
-            pay_nothing(work, with_, without, options.rounds, options.seconds, options.callers)
+        with ExitStack() as stack:
+            live: dict[str, LiveServer] = {}
+            for relevance in ("start", "off"):
+                settings = {"relevance": relevance}
+                live[relevance] = LiveServer(Ours("ours", "the service"), work, "labels", settings, CACHE)
+                stack.callback(live[relevance].stop)
+            with_ = live["start"]
+            pay_nothing(work, with_, live["off"], options.rounds, options.seconds, options.callers)
             with_.running.resume()
             cost(work, with_.running.url, options.rounds, options.seconds)
             beside(work, with_.running.url, options.rounds, options.seconds, options.callers // 2)
-        finally:
-            with_.stop()
-            without.stop()
 
 
 def pay_nothing(work: Work, with_: LiveServer, without: LiveServer, rounds: int, seconds: int, callers: int) -> None:
@@ -55,7 +55,8 @@ def pay_nothing(work: Work, with_: LiveServer, without: LiveServer, rounds: int,
             pair = ((True, with_), (False, without))
             for key, live in pair if number % 2 else reversed(pair):
                 figures = live.measure(count, seconds)
-                assert not figures.failed
+                if figures.failed:
+                    raise RuntimeError(f"{work.name}: {figures.failed} requests of {count} callers had no 2xx answer")
                 found[key].append(figures)
         rate, time, cpu = (
             _said(paired_ratio(*([getattr(one, name) for one in found[key]] for key in (True, False))))
@@ -98,7 +99,8 @@ def beside(work: Work, url: str, rounds: int, seconds: int, callers: int) -> Non
 
 def _ask(work: Work, url: str, query: str, callers: int, seconds: int) -> Load:
     load = closed(f"{url}/v1/classify?{query}", work.picture, work.media_type, callers, seconds)
-    assert load.ok == load.requests
+    if load.ok < load.requests or load.errors:
+        raise RuntimeError(f"{work.name}, {query}: {load.statuses}, and {load.errors} connections failed")
     return load
 
 

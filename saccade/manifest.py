@@ -22,11 +22,12 @@ Precision = Literal["float32", "float16", "int8"]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
-SWITCHES: dict[str, tuple[GradientMapName, ...]] = {
+SWITCHES: dict[str, tuple[str, ...]] = {
     "with_relevance": ("relevance", "grad_attention"), "with_legrad": ("legrad",),
+    "with_rollout": ("rollout",), "with_class_map": ("class_tokens",),
 }  # fmt: skip
-"""Inputs of relevance.onnx, a bool each, and the maps that they are for: ONNX Runtime works out all outputs of a graph,
-whichever are asked for."""
+"""Inputs of relevance.onnx, a bool each, and the outputs that they are for: ONNX Runtime works out all outputs of a
+graph, whichever are asked for."""
 
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest that scores may have: beyond them a fit says that there is none."""
@@ -175,16 +176,6 @@ class GradientMaps(Frozen):
     layers: tuple[str, ...] = ()
     """Attention outputs that they are made of: the last ones, where layers differ in grid."""
 
-    def switches(self, outputs: Collection[str]) -> dict[str, bool]:
-        """Those of SWITCHES that relevance.onnx has, which it must be given; true where one of `outputs` hangs on it.
-        Where one is false, its maps are empty.
-        """
-        return {
-            switch: any(name in outputs for name in maps)
-            for switch, maps in SWITCHES.items()
-            if any(name in self.names for name in maps)
-        }
-
 
 class Maps(Frozen):
     """The maps that this model can give, and those given when nobody asked for any by name."""
@@ -209,6 +200,19 @@ class Maps(Frozen):
         ]
         of_gradients = () if self.gradients is None else self.gradients.names
         return (*(name for name, what in present if what is not None), *of_gradients)
+
+    def switches(self, outputs: Collection[str]) -> dict[str, bool]:
+        """Those of SWITCHES that relevance.onnx has, which it must be given; true where one of `outputs` hangs on it.
+        Where one is false, its maps are empty.
+        """
+        if self.gradients is None:
+            return {}
+        given = (*self.gradients.names, self.rollout, self.class_map and self.class_map.tokens)
+        return {
+            switch: any(name in outputs for name in maps)
+            for switch, maps in SWITCHES.items()
+            if any(name in given for name in maps)
+        }
 
     @model_validator(mode="after")
     def _default_available(self) -> "Maps":

@@ -1,7 +1,7 @@
 """A file of JSON lines, one a picture, that a crash at any moment leaves fit to go on with.
 
 Whole lines are written ten times a second, and go to the disk once a second. What a crash leaves of a line at the end
-is cut off when the file is opened again.
+is cut off when the file is opened again. A run that fails leaves its lines, and no file where it has none.
 """
 
 import contextlib
@@ -40,10 +40,7 @@ class Results:
     def __init__(self, path: Path, resume: bool) -> None:
         """Raises DataError: for a file with something in it, unless it is to be resumed, and for one in use."""
         self._path = path
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise DataError(f"could not write {path}: {error.strerror}") from error
+        self._file, self._made = _open(path)
         self._lines: list[bytes] = []
         self._bytes = 0
         self._changing = threading.Lock()
@@ -65,6 +62,8 @@ class Results:
         except OSError:  # some network file systems have no locks
             pass
         state = os.fstat(self._file)
+        if not _is_at(self._path, state):
+            raise DataError(f"{self._path} was being written by another process, which has failed: try again")
         self._regular = stat.S_ISREG(state.st_mode)
         if state.st_size and not resume:
             raise DataError(f"{self._path} is there already: --resume goes on with it")
@@ -89,6 +88,9 @@ class Results:
             self._sync()
         except OSError as failure:
             self._broken = self._broken or failure
+        if error is not None and self._made and not os.fstat(self._file).st_size:
+            with contextlib.suppress(OSError):
+                self._path.unlink()  # while it is locked: whoever waits for the lock looks whether it is still there
         os.close(self._file)
         if error is None:
             self._check()
@@ -167,6 +169,25 @@ class Results:
             if isinstance(written, dict) and isinstance(written.get("path"), str):
                 return written
         raise DataError(f"line {number} of {self._path} is not one of this command")
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Its descriptor, and whether it was made for this."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    try:
+        try:
+            return os.open(path, flags | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            return os.open(path, flags, 0o666), False
+    except OSError as error:
+        raise DataError(f"could not write {path}: {error.strerror}") from error
+
+
+def _is_at(path: Path, state: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), state)
+    except OSError:
+        return False
 
 
 class Printed:

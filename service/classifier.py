@@ -28,7 +28,7 @@ from service.memory import own_memory, refusal_of_sessions
 from service.metrics import Metrics
 from service.plan import stand_back
 from service.relevance import Relevance
-from service.selection import Selection, offered, select, too_large
+from service.selection import Gradients, Selection, offered, select, too_large
 from service.session import CPU, OnnxRunner, load_head
 from service.settings import Settings
 from service.workers import Workers
@@ -83,7 +83,6 @@ class Classifier:
                 self.manifest,
                 max_bytes=settings.max_response_bytes,
                 max_classes=settings.max_classes,
-                gradients=gradients is not None,
             )
         )
 
@@ -135,7 +134,13 @@ class Classifier:
     @property
     def maps(self) -> tuple[MapName, ...]:
         """Those that may be asked for: once relevance.onnx could not be opened, none of the gradient."""
-        return offered(self.manifest, gradients=self._relevance is not None and not self._relevance.failed)
+        return offered(self.manifest, self._gradients)
+
+    @property
+    def _gradients(self) -> Gradients:
+        if self._relevance is None:
+            return "off"
+        return "failed" if self._relevance.failed else "on"
 
     async def classify(
         self,
@@ -150,7 +155,7 @@ class Classifier:
         `receive` waits for the body, and `deliver` until the answer has been taken. `started` is when the request
         came, of time.monotonic(). Raises RequestError and ServiceError.
         """
-        selection = self._select(options)
+        selection = self._select(options, gradients=self._gradients)
         timeout = (options.timeout_ms or self._settings.timeout_ms) / 1000
         arrival = min(timeout if options.timeout_ms else math.inf, self._settings.transfer_timeout_s)
         received = 0.0

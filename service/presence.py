@@ -48,6 +48,7 @@ class Presence:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # its end holds this: with it the request would be a circle, and garbage
         if self._left and isinstance(error, asyncio.CancelledError):
             work = asyncio.current_task()
             assert work is not None

@@ -18,6 +18,12 @@ GRADIENT = get_args(GradientMapName)
 """Names of the maps of the gradient."""
 
 
+Gradients = Literal["on", "off", "failed"]
+"""Whether maps of the gradient may be asked for. Not where SACCADE_RELEVANCE is off; once relevance.onnx could not
+be opened, in vain, and whoever waits for it is told so.
+"""
+
+
 class LayerSelection(NamedTuple):
     """Which weights of one attention layer go into the answer."""
 
@@ -62,14 +68,13 @@ def select(
     max_bytes: int,
     *,
     max_classes: int | None = None,
-    gradients: bool = True,
+    gradients: Gradients = "on",
 ) -> Selection:
     """Resolves `options` for the model; refuses what can only give an answer of more than `max_bytes`.
 
-    Maps of the gradient are for at most `max_classes` classes, as many as one likes without it; and there are none
-    without `gradients`.
+    Maps of the gradient are for at most `max_classes` classes, as many as one likes without it.
     """
-    selection = _resolve(manifest, options, gradients=gradients)
+    selection = _resolve(manifest, options, gradients)
     count = len(selection.class_index)
     if max_classes is not None and count > max_classes:
         asked = next(name for name in selection.maps if name in GRADIENT)
@@ -80,9 +85,9 @@ def select(
     return selection
 
 
-def offered(manifest: Manifest, *, gradients: bool) -> tuple[MapName, ...]:
+def offered(manifest: Manifest, gradients: Gradients) -> tuple[MapName, ...]:
     """The maps that may be asked for."""
-    return tuple(name for name in manifest.maps.available if gradients or name not in GRADIENT)
+    return tuple(name for name in manifest.maps.available if gradients == "on" or name not in GRADIENT)
 
 
 def too_large(manifest: Manifest, options: ClassifyOptions, max_bytes: int, size: str) -> ResponseTooLarge:
@@ -121,7 +126,7 @@ _SMALLER: tuple[dict[str, object], ...] = (
 )
 
 
-def _resolve(manifest: Manifest, options: ClassifyOptions, *, gradients: bool = True) -> Selection:
+def _resolve(manifest: Manifest, options: ClassifyOptions, gradients: Gradients = "on") -> Selection:
     maps = _maps(manifest, options, gradients)
     attention = _attention(manifest, options)
     selection = Selection(
@@ -147,15 +152,15 @@ def _class_index(selection: Selection) -> Indices:
     return tuple(range(-1, -1 - ranks, -1))
 
 
-def _maps(manifest: Manifest, options: ClassifyOptions, gradients: bool) -> tuple[MapName, ...]:
+def _maps(manifest: Manifest, options: ClassifyOptions, gradients: Gradients) -> tuple[MapName, ...]:
     if options.maps is None:
         return manifest.maps.default
     if options.maps == "none":
         return ()
     asked, has = cast(tuple[MapName, ...], tuple(dict.fromkeys(options.maps.split(",")))), manifest.maps.available
-    offers = offered(manifest, gradients=gradients)
+    offers = offered(manifest, gradients)
     for name in asked:
-        if name not in offers:
+        if name not in (has if gradients == "failed" else offers):
             reason = "SACCADE_RELEVANCE is off" if name in has else why_not(manifest, name)
             raise UnsupportedMap(f"{manifest.id} has no map {name!r}: {reason}; it has {', '.join(offers) or 'no map'}")
     return asked

@@ -102,8 +102,7 @@ class OnnxRunner:
 
 def switches_of(manifest: Manifest, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Further inputs of relevance.onnx, for these outputs."""
-    maps = manifest.maps.gradients
-    return {} if maps is None else {name: np.array(on) for name, on in maps.switches(outputs).items()}
+    return {name: np.array(on) for name, on in manifest.maps.switches(outputs).items()}
 
 
 def open_session(
@@ -115,12 +114,15 @@ def open_session(
     *,
     entries: Mapping[str, str] = MappingProxyType({}),
     without: Sequence[str] = (),
+    in_order: bool = False,
     warnings: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """With further `entries` of its configuration, `without` those optimizers, and without what ONNX Runtime warns of.
-    Raises BundleError, SettingsError.
+    """With further `entries` of its configuration, `without` those optimizers, nodes `in_order` of the file as far as
+    they can be, and without what ONNX Runtime warns of. Raises BundleError, SettingsError.
     """
     options = onnxruntime.SessionOptions()
+    if in_order:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not warnings:
         options.log_severity_level = 3
     options.intra_op_num_threads = threads

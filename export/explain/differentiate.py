@@ -11,8 +11,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from export.explain.gradients import BY_CONSTANTS, NO_GRADIENT, PLACES_TOO, RULES
+from export.explain.gradients.partial import PARTIAL
 from export.explain.known import Known, said
-from export.explain.tape import Tape
+from export.explain.tape import Contribution, Tape
 from export.graph.nodes import describe, graphs, used
 from saccade.errors import BundleError
 
@@ -115,6 +116,8 @@ def carried(node: ir.Node) -> Collection[ir.Value]:
 
 def _through(tape: Tape, node: ir.Node, wanted: Collection[ir.Value]) -> None:
     """Takes the gradient of a node's result to those of its inputs."""
+    if _by_part(tape, node, wanted):
+        return
     gradients = [tape.gradient(value) for value in node.outputs]
     if node.op_type != "Split" and any(one is not None for one in gradients[1:]):
         raise BundleError(f"more than the first output of {describe(node)} is used")
@@ -124,6 +127,23 @@ def _through(tape: Tape, node: ir.Node, wanted: Collection[ir.Value]) -> None:
             given = RULES[node.op_type](tape, node, index, gradient)
             for contribution in given if isinstance(given, list) else [given]:
                 tape.give(value, contribution)
+
+
+def _by_part(tape: Tape, node: ir.Node, wanted: Collection[ir.Value]) -> bool:
+    """Whether that could be done with the one part that the gradient is."""
+    part, rule = tape.part(node.outputs[0]), PARTIAL.get(node.op_type)
+    if part is None or rule is None:
+        return False
+    given: list[tuple[ir.Value, Contribution]] = []
+    for index, value in enumerate(node.inputs):
+        if value is not None and value in wanted:
+            contribution = rule(tape, node, index, part)
+            if contribution is None:
+                return False
+            given.append((value, contribution))
+    for value, contribution in given:
+        tape.give(value, contribution)
+    return True
 
 
 def _whole(tape: Tape, value: ir.Value) -> ir.Value:

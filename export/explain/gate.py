@@ -17,7 +17,7 @@ from saccade.manifest import SWITCHES
 
 def gate_maps(model: ir.Model) -> None:
     """Adds those of the switches that the model has maps of, in place. It must be given them then; where one is false
-    its maps are empty, (0, 0, patches).
+    its outputs are empty: each axis but the last has the length 0.
     """
     common.RemoveUnusedNodesPass()(model)  # what only the check of the gradients wanted
     for name, maps in SWITCHES.items():
@@ -27,7 +27,7 @@ def gate_maps(model: ir.Model) -> None:
 
 
 def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
-    """Moves what only these outputs hang on, float32 of (batch, k, patches), into a branch."""
+    """Moves what only these outputs hang on, float32, into a branch."""
     others = set().union(*(behind(model, value) for value in model.graph.outputs if value not in outputs))
     wanted = set().union(*(behind(model, value) for value in outputs))
     nodes = [
@@ -40,9 +40,9 @@ def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
     nothing = []
     for value, chosen in zip(outputs, choice.outputs, strict=True):
         assert value.shape is not None
-        patches = value.shape[2]
+        *before, patches = value.shape
         assert isinstance(patches, int)
-        empty = ir.tensor(np.zeros((0, 0, patches), np.float32))
+        empty = ir.tensor(np.zeros((*[0] * len(before), patches), np.float32))
         nothing.append(ir.node("Constant", [], {"value": empty}, name=f"no_{value.name}"))
         nothing[-1].outputs[0].name = f"no_{value.name}"
         chosen.name, chosen.shape, chosen.type = value.name, value.shape, value.type

@@ -27,6 +27,7 @@ from onnx_ir.passes import common
 
 from export.explain.check import Derivative
 from export.explain.differentiate import differentiate
+from export.explain.gelu import open_gelus
 from export.explain.known import Known, other_floats, widened
 from export.explain.legrad import add_legrad
 from export.explain.source import Source, behind, laid_out, last_features, source_of
@@ -100,7 +101,9 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
-    places, others, logits = _places(model), other_floats(model), classifier.logits
+    logits = classifier.logits
+    open_gelus(model, [_softmax(value) for value in classifier.attention], logits)
+    places, others = _places(model), other_floats(model)
     seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
@@ -110,7 +113,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
         gradients = differentiate(model, {logits: seed}, [features])
         add = Adder(model)
         summed = _grad_cam(add, widened(add, features, others), gradients[features])
-        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns))
+        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns), rows * columns)
         derivatives = [Derivative(logits, seed, gradients)]
         return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
 
@@ -124,12 +127,12 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     positive = {one.value: add("Relu", add("Mul", gradients[one.value], widened(add, one.value, others)))
                 for one in wanted}  # fmt: skip
     for name, row in _by_layers(add, classifier.pooling, layers[-1], sources, learned, positive).items():
-        _output(add, model, name, row, patches)
+        _output(add, model, name, row, patches, layers[-1].tokens)
     try:
         assert classifier.pooling is not None
         pairs = [*zip(layers, sources, strict=True)]
         legrad = add_legrad(model, places, (logits, seed), pairs, classifier.pooling, gradients)
-        _output(Adder(model), model, LEGRAD, legrad.row, patches)
+        _output(Adder(model), model, LEGRAD, legrad.row, patches, layers[-1].tokens)
         derivatives += legrad.derivatives
     except BundleError as error:
         common.RemoveUnusedNodesPass()(model)  # what was added before it came to that
@@ -264,9 +267,11 @@ def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:
     return add("Reshape", add("Relu", summed), [0, 0, 1, -1])
 
 
-def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, patches: slice) -> None:
-    """(k, batch, 1, N) -> the output (batch, k, patches)."""
-    flat = add("Slice", add("Squeeze", row, [2]), [patches.start], [patches.stop], [2])
+def _output(add: Adder, model: ir.Model, name: str, row: ir.Value, patches: slice, tokens: int) -> None:
+    """(k, batch, 1, tokens) -> the output (batch, k, patches)."""
+    flat = add("Squeeze", row, [2])
+    if patches != slice(0, tokens):
+        flat = add("Slice", flat, [patches.start], [patches.stop], [2])
     value = add.named(add("Transpose", flat, perm=[1, 0, 2]), name)
     value.shape = ir.Shape(["batch", "k", patches.stop - patches.start])
     value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -52,20 +52,29 @@ class Tape:
         what the forward pass has in another type of floating point.
         """
         values = [self._value(operand) for operand in inputs]
+        if operator == "Transpose" and values[0] is not None:
+            return self._transpose(values[0], list(attributes["perm"]))
         if operator not in ("Cast", "Shape"):
             values = [value if value is None else self.wide(value) for value in values]
-        key = (operator, *values, *((name, str(value)) for name, value in sorted(attributes.items())))
-        if key not in self._made:
-            self._made[key] = self._add(operator, *values, **attributes)
-        return self._made[key]
+        return self._node(operator, values, attributes)
+
+    def unscaled(self, gradient: ir.Value) -> tuple[ir.Value, float]:
+        """(what a gradient is a multiple of, how many times), for operators that multiply by a number as well."""
+        node = gradient.producer()
+        factor = None if node is None or node.op_type != "Mul" else self.constant(node.inputs[1])
+        if node is None or node.inputs[0] is None or factor is None or factor.ndim:
+            return gradient, 1.0
+        return node.inputs[0], float(factor)
 
     def wide(self, value: ir.Value) -> ir.Value:
         """The value in float32, if it is of another type of floating point."""
         return self("Cast", value, to=ir.DataType.FLOAT) if self._known.is_other_float(value) else value
 
-    def further(self, node: ir.Node, *places: int) -> list[ir.Value]:
-        """Further outputs of a node of the forward pass, which it has already worked out."""
-        return [self._add.output(node, place) for place in places]
+    def further(self, value: ir.Value, place: int) -> ir.Value:
+        """Another output of the node that gives the value."""
+        node = value.producer()
+        assert node is not None
+        return self._add.output(node, place)
 
     def shape(self, value: ir.Value | None) -> Shape:
         assert value is not None
@@ -93,6 +102,19 @@ class Tape:
         if array is None:
             raise BundleError(f"input {index} of {describe(node)} is no constant: no gradient can be taken through it")
         return [int(number) for number in array.ravel()]
+
+    def part(self, value: ir.Value) -> Part | None:
+        """Its gradient, if all that was given for it is one part."""
+        given = self._contributions.get(value, [])
+        return given[0] if len(given) == 1 and isinstance(given[0], Part) else None
+
+    def rows(self, value: ir.Value, part: Part) -> ir.Value:
+        """Of a value of the forward pass what belongs to a part of that axis; that which it has made already, if so."""
+        for user, _ in value.uses():
+            if user.op_type == "Slice" and [self.numbers(user, at) for at in range(1, 4)] == [
+                [part.start], [part.stop], [part.axis]]:  # fmt: skip
+                return user.outputs[0]
+        return self("Slice", value, [part.start], [part.stop], [part.axis])
 
     def gradient(self, value: ir.Value) -> ir.Value | None:
         """The sum of all that was given for it, (k, *its shape); None: there was nothing."""
@@ -172,6 +194,30 @@ class Tape:
             order = [before[axis] for axis in order]
             value = node.inputs[0]
         return value if order == sorted(order) else self("Transpose", value, perm=order)
+
+    def swapped(self, gradient: ir.Value, value: ir.Value | None) -> ir.Value:
+        """A gradient of the value, or one of as many axes, with its last two exchanged."""
+        rank = self.rank(value)
+        return self("Transpose", gradient, perm=[*range(rank - 1), rank, rank - 1])
+
+    def _transpose(self, value: ir.Value, order: list[int]) -> ir.Value:
+        """One Transpose does what two in a row do, or none."""
+        node = value.producer()
+        if (
+            node is not None
+            and node.op_type == "Transpose"
+            and node.inputs[0] is not None
+            and "perm" in node.attributes
+        ):
+            before = node.attributes["perm"].as_ints()
+            value, order = node.inputs[0], [before[axis] for axis in order]
+        return value if order == sorted(order) else self._node("Transpose", [self.wide(value)], {"perm": order})
+
+    def _node(self, operator: str, values: list[ir.Value | None], attributes: dict[str, Any]) -> ir.Value:
+        key = (operator, *values, *((name, str(value)) for name, value in sorted(attributes.items())))
+        if key not in self._made:
+            self._made[key] = self._add(operator, *values, **attributes)
+        return self._made[key]
 
     def _value(self, operand: Operand) -> ir.Value | None:
         if operand is None or isinstance(operand, ir.Value):

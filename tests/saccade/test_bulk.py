@@ -264,7 +264,26 @@ def test_an_answer_that_is_no_line_of_json_stops_it(pictures: Path, tmp_path: Pa
     out = tmp_path / "results.jsonl"
     with Stub(response(200, body)) as stub:
         assert "is it a Saccade?" in classify(pictures, "--url", stub.url, "--out", out, code=2)
-    assert out.read_bytes() == b""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--maps", "relevance", "--classes", "zebra"), "has no label 'zebra'"),
+        (("--maps", "relevance", "--model", "tiny-resnet"), "tiny-resnet@1 has no map 'relevance'"),
+        (("--url", "http://127.0.0.1:9", "--resume"), "does not answer"),
+        (("absent/*.png", "--resume"), "nothing matches absent/*.png"),
+    ],
+)
+def test_a_command_that_is_refused_leaves_no_file(
+    server: Server, pictures: Path, tmp_path: Path, asked: tuple[str, ...], words: str
+) -> None:
+    """A class or a map that the model does not have, a service that is not there, pictures that are not there."""
+    out = tmp_path / "results.jsonl"
+    found = [] if asked[0].startswith("absent") else [pictures]
+    assert words in classify(*found, "--url", server.url, *asked, "--out", out, code=2)
+    assert not out.exists()
 
 
 def test_wrong_arguments_are_refused_before_anything_is_asked(pictures: Path, tmp_path: Path) -> None:
@@ -342,7 +361,7 @@ def test_a_machine_that_answers_no_call_stops_it(full: str, pictures: Path, tmp_
     """A network that is cut at night costs no picture its line."""
     out = tmp_path / "results.jsonl"
     assert "no connection in time" in classify(pictures, "--url", full, "--timeout", 0.5, "--out", out, code=2)
-    assert out.read_bytes() == b""
+    assert not out.exists()
 
 
 def test_links_that_lead_nowhere_are_lines(server: Server, pictures: Path, tmp_path: Path) -> None:

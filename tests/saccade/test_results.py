@@ -1,9 +1,11 @@
 """The file of results survives whatever stops the command: no picture is lost, none is there twice."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,53 @@ def test_what_a_lost_disk_leaves_in_the_middle_is_done_again(path: Path) -> None
     assert path.read_bytes() == LINES[0]
 
 
+def fail(path: Path, lines: list[bytes], *, resume: bool = False) -> None:
+    """A run that fails after these lines."""
+    with suppress(InvalidImage), Results(path, resume) as results:
+        for line in lines:
+            results.write(line)
+        raise InvalidImage("it is not this one's matter")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_fails_leaves_its_lines_and_no_empty_file(path: Path, resume: bool) -> None:
+    """Nothing is half-written; and a run with nothing to do, which has not failed, leaves a whole file of no lines."""
+    fail(path, [], resume=resume)
+    assert not path.exists()
+    fail(path, LINES[:2], resume=resume)
+    assert path.read_bytes() == b"".join(LINES[:2])
+    fail(path, [], resume=True)
+    assert path.read_bytes() == b"".join(LINES[:2])
+    path.unlink()
+    write(path, [])
+    assert path.read_bytes() == b""
+
+
+def test_a_run_that_fails_takes_no_file_away_that_was_there(path: Path) -> None:
+    """As of mktemp, which whoever made it counts on."""
+    path.touch()
+    fail(path, [])
+    assert path.exists()
+
+
+def test_lines_never_go_into_a_file_that_another_process_has_taken_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed between this one's opening of the file and its lock."""
+    lock = fcntl.flock
+
+    def late(file: int, operation: int) -> None:
+        path.unlink()
+        lock(file, operation)
+
+    path.touch()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(DataError, match="was being written by another process, which has failed: try again"):
+        Results(path, resume=True)
+
+
 def test_an_empty_file_is_no_result(path: Path) -> None:
-    """A first run that failed at once leaves one; the second need not be told to resume."""
+    """What was killed before its first line leaves one; the second run need not be told to resume."""
     path.touch()
     write(path, LINES)
     assert path.read_bytes() == b"".join(LINES)

@@ -441,7 +441,7 @@ def test_a_picture_is_answered_the_same_alone_and_in_one_batch_with_fifteen_othe
     and whatever they want; and all of it is what the net itself says of the picture.
     """
     bundle, reference = references[name]
-    available = offered(bundle.manifest, gradients=False)
+    available = offered(bundle.manifest, "off")
     mine: dict[str, Any] = {"top_k": 10, "decimals": 9, "maps": ",".join(available)}
     if name in WITH_CLASS_MAP:
         mine |= {"classes": "0,1,2,3,4,5,6,7,8,9"}

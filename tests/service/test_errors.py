@@ -1,23 +1,18 @@
 """Every code of the table, reached over HTTP, in the one shape."""
 
 import asyncio
-import gc
 import re
 import socket
-import threading
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 import httpx
 import numpy as np
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
-from starlette.types import Message
 
 from saccade.bundle import open_bundle
 from service.app import Service, create_app
@@ -627,49 +622,3 @@ def test_a_refusal_is_short_however_long_the_request(
     response = service.post(f"/v1/classify?{query}", content=body, headers={"content-type": content_type})
     assert response.status_code == 400
     assert len(response.content) < 2000
-
-
-@pytest.mark.parametrize(
-    "path", [CLASSIFY, "/v2/health/live", "/v1/models/tiny-cct", "/nowhere", "/v1/classify?top_k=0"]
-)
-def test_a_request_is_let_go_once_it_is_answered(service: TestClient, path: str) -> None:
-    """Nothing of it waits for the garbage collector, which would come ever more often under load."""
-    path, _, query = path.partition("?")
-    method = "POST" if path == CLASSIFY else "GET"
-
-    class Caller:
-        """As a server's, which knows what was asked."""
-
-        def __init__(self) -> None:
-            self.heard: list[str] = []
-            query_string, headers = query.encode(), [(b"x-request-id", b"1")]
-            self.scope = {
-                "type": "http",
-                "method": method,
-                "path": path,
-                "query_string": query_string,
-                "headers": headers,
-            }
-
-        async def receive(self) -> Message:
-            return {"type": "http.request", "body": PNG, "more_body": False}
-
-        async def send(self, message: Message) -> None:
-            self.heard.append(message["type"])
-
-    async def scene() -> bool:
-        caller = Caller()
-        await service.app(caller.scope, caller.receive, caller.send)
-        assert caller.heard == ["http.response.start", "http.response.body"]
-        gone = threading.Event()  # a thread that answered may be about to let go of it
-        ghost = weakref.ref(caller, lambda _: gone.set())
-        del caller
-        return ghost() is None or await anyio.to_thread.run_sync(gone.wait, 10)
-
-    assert service.portal is not None
-    gc.collect()
-    gc.disable()
-    try:
-        assert service.portal.call(scene)
-    finally:
-        gc.enable()

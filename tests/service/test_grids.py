@@ -108,7 +108,7 @@ def test_maps_lie_on_the_grid_of_the_last_layer(
 ) -> None:
     """Every map of the forward pass, against its formula; a class map's sum and bias are the logit."""
     bundle, reference = bundles[name], references[name]
-    available = offered(bundle.manifest, gradients=False)
+    available = offered(bundle.manifest, "off")
     answer = ask(client, model=name, maps=",".join(available), classes="4", decimals=9)
     assert [entry["name"] for entry in answer["maps"]] == list(available)
     for entry in answer["maps"]:

@@ -16,7 +16,7 @@ import yaml
 from safetensors import numpy as safetensors
 
 from saccade.bundle import find_bundles, open_bundle, update_bundle
-from service.memory import refusal_to_start
+from service.memory import _IMPORTS, refusal_to_start
 from tests.conftest import ROOT, Server
 from tests.container.callers import dearest
 from tests.service.cgroups import enter, real_cgroup, tree, v2
@@ -56,6 +56,30 @@ def test_a_limit_too_small_to_import_anything_is_said(limited: str, small: Path)
     )
     assert found
     assert int(found[2]) > int(found[1])
+
+
+IMPORTED = """
+import service.process
+from service.memory import own_memory
+print(own_memory())
+"""
+
+
+def test_what_imports_are_said_to_take_is_what_they_take() -> None:
+    """To 4 MiB, by which versions of Python and of the packages may differ."""
+    command = [sys.executable, "-c", IMPORTED]
+    ran = subprocess.run(command, cwd=ROOT, env=environment_with(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert abs(int(ran.stdout) - _IMPORTS) < 4 * MIB
+
+
+def test_the_docs_say_what_the_sentence_says(tmp_path: Path) -> None:
+    """How much it takes before its models."""
+    said = refusal_to_start(tree(tmp_path, "0::/\n", v2(), {"sys/fs/cgroup/memory.max": f"{32 * MIB}\n"}))
+    assert said is not None
+    assert said in (ROOT / "docs/container.md").read_text(encoding="utf-8")
+    needed = said.split(" takes ")[1].split(" before")[0]
+    assert f"for the {needed} that it takes without a model" in (ROOT / "docs/settings.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("limited", [96], indirect=True)

@@ -313,6 +313,22 @@ def test_what_cannot_be_opened_is_said_to_who_asks_and_costs_nobody_else_anythin
     assert str(caught.value) in record.message
 
 
+@pytest.mark.parametrize("maps", ["grad_cam", "grad_cam,relevance", "relevance,grad_cam"])
+def test_what_could_not_be_opened_is_not_named_to_who_asks_for_another_map(
+    serve: Start, models: Path, tmp_path: Path, maps: str
+) -> None:
+    """A refusal lists what can be asked for instead: the maps of the gradient until then, and not from then on."""
+    no_graph(copy_bundle(models, "tiny-cct", tmp_path))
+    client = serve(models=tmp_path)
+    before = refusal(client, 422, "unsupported_map", maps=maps)
+    assert before.startswith("tiny-cct@1 has no map 'grad_cam': it is for models without att")
+    assert before.endswith("; it has pooling, rollout, class, relevance, grad_attention, legrad")
+    refusal(client, 500, "inference_failed", maps="relevance")
+    assert refusal(client, 422, "unsupported_map", maps=maps) == before.removesuffix(
+        ", relevance, grad_attention, legrad"
+    )
+
+
 def test_a_limit_of_memory_is_kept(models: Path) -> None:
     """The sentence names the model, the limit, the need and the setting that does without."""
     bundle = open_bundle(models / "tiny-cct" / "1")

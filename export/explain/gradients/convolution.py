@@ -93,7 +93,7 @@ def _max_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     data = node.inputs[0]
     if integer(node, "storage_order", 0):
         raise BundleError(f"{describe(node)} counts column by column: no gradient is known")
-    (places,) = tape.further(node, 1)
+    places = tape.further(node.outputs[0], 1)
     size = math.prod(tape.lengths(data, 2))
     flat = tape("Reshape", gradient, [0, 0, 0, -1])
     within = tape("Mod", tape("Reshape", places, [0, 0, -1]), size)

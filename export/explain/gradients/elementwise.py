@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from export.explain.gelu import DERIVATIVE
 from export.explain.gradients.quantize import rounded
 from export.explain.gradients.rule import Rule, first
-from export.explain.tape import Tape
+from export.explain.tape import Contribution, Tape
 from export.graph.nodes import describe, number, words
 from saccade.errors import BundleError
 
@@ -33,6 +34,17 @@ def _sub(tape: Tape, _: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
 def _mul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
     """A square written as a product is asked for both of its inputs."""
     return tape("Mul", gradient, node.inputs[1 - index])
+
+
+def _mul_or_gelu(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> Contribution | list[Contribution]:
+    """An opened GELU, u (1 + erf u), is one function of u: what comes through its second input is counted with the first."""
+    derivative = node.meta.get(DERIVATIVE)
+    if derivative is None:
+        return _product(tape, node, index, gradient)
+    return [] if index else tape("Mul", gradient, derivative)
+
+
+_product = _broadcast(_mul)
 
 
 def _div(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Value:
@@ -207,7 +219,7 @@ RULES: dict[str, Rule] = {
     "Add": _broadcast(lambda _, __, ___, gradient: gradient),
     "Sum": _broadcast(lambda _, __, ___, gradient: gradient),
     "Sub": _broadcast(_sub),
-    "Mul": _broadcast(_mul),
+    "Mul": _mul_or_gelu,
     "Div": _broadcast(_div),
     "Mean": _broadcast(_mean),
     "Max": _broadcast(_extreme),

@@ -23,6 +23,11 @@ def _matmul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Val
     if index == 0:
         turned = tape("Unsqueeze", right, [0]) if column else tape.transposed(right)
         return tape.sum_to(tape("MatMul", gradient, turned), left, (*batch, rows, inner))
+    turned_by = None if right is None else right.producer()
+    if not row and not column and turned_by is not None and turned_by.op_type == "Transpose":
+        # keys are: by (Gᵀ A)ᵀ the one turn undoes the other
+        product = tape.swapped(tape("MatMul", tape.swapped(gradient, node.outputs[0]), left), node.outputs[0])
+        return tape.sum_to(product, right, (*batch, inner, tape.shape(right)[-1]))
     turned = tape("Unsqueeze", left, [1]) if row else tape.transposed(left)
     product = tape("MatMul", turned, gradient)
     if column:
@@ -31,12 +36,15 @@ def _matmul(tape: Tape, node: ir.Node, index: int, gradient: ir.Value) -> ir.Val
 
 
 def _by_weight(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """G Wᵀ, by a Gemm."""
+    """G Wᵀ; by a Gemm, where W is to be turned as it multiplies."""
     data, weight = node.inputs
     assert weight is not None
-    flat = tape("Reshape", gradient, [-1, *tape.lengths(weight, 1)])
     stored, turn = as_stored(weight)
-    return tape.unfold(tape("Gemm", flat, stored, transB=turn), data)
+    if not turn:
+        return tape("MatMul", gradient, stored)
+    source, alpha = tape.unscaled(gradient)
+    flat = tape("Reshape", source, [-1, *tape.lengths(weight, 1)])
+    return tape.unfold(tape("Gemm", flat, stored, transB=turn, alpha=alpha), data)
 
 
 def as_stored(weight: ir.Value) -> tuple[ir.Value, int]:

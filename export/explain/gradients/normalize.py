@@ -1,5 +1,6 @@
 """Softmax and norms."""
 
+import numpy as np
 import onnx_ir as ir
 
 from export.explain.gradients.rule import Rule, first
@@ -9,14 +10,21 @@ from saccade.errors import BundleError
 
 
 def _softmax(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """G * P - P * sum(G * P); that product is also what relevance is made of."""
-    weights = _finite(tape, node)
+    return through_softmax(tape, weights_of(tape, node), gradient, _axis(tape, node))
+
+
+def through_softmax(tape: Tape, weights: ir.Value, gradient: ir.Value, axis: int) -> ir.Value:
+    """G * P - P * sum(G * P), P being its weights, along an axis from the end; that product is also what relevance is
+    made of.
+    """
     product = tape("Mul", gradient, weights)
-    return tape("Sub", product, tape("Mul", weights, _sum(tape, product, _axis(tape, node))))
+    return tape("Sub", product, tape("Mul", weights, _sum(tape, product, axis)))
 
 
-def _finite(tape: Tape, node: ir.Node) -> ir.Value:
-    """Where every key of a query is masked its weights are NaN; graphs that guard against that put zeros there."""
+def weights_of(tape: Tape, node: ir.Node) -> ir.Value:
+    """What a Softmax gives. Where every key of a query is masked that is NaN, and graphs that guard against it put
+    zeros there.
+    """
     weights = node.outputs[0]
     guard = next((user.outputs[0] for user in weights.consumers() if user.op_type == "IsNaN"), None)
     return weights if guard is None else tape("Where", guard, 0.0, weights)
@@ -38,12 +46,17 @@ def _sum(tape: Tape, value: ir.Value, *axes: int) -> ir.Value:
 
 
 def _layer_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """Mean and inverse deviation are outputs that the forward pass works out anyway."""
+    """The same operator again, without its weights, gives the normed rows in one pass; by the mean and the inverse
+    deviation of the forward pass they would take two, and ONNX Runtime could not make one operator of that norm and the
+    sum before it.
+    """
     data, scale, *_ = node.inputs
     rank = tape.rank(data)
-    axes = list(range(integer(node, "axis", -1) % rank - rank, 0))
-    mean, inverse = tape.further(node, 1, 2)
-    return _through_norm(tape, (data, mean, inverse), tape("Mul", gradient, scale), axes)
+    axis = integer(node, "axis", -1) % rank - rank
+    ones = np.ones(tape.lengths(data, axis), np.float32)
+    normed = tape("LayerNormalization", data, ones, axis=axis, epsilon=number(node, "epsilon", 1e-5))
+    inverse = tape.further(normed, 2)
+    return _through_norm(tape, normed, inverse, tape("Mul", gradient, scale), list(range(axis, 0)))
 
 
 def _instance_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
@@ -55,15 +68,11 @@ def _instance_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     variance = tape("ReduceMean", tape("Mul", apart, apart), axes, keepdims=1)
     inverse = tape("Reciprocal", tape("Sqrt", tape("Add", variance, number(node, "epsilon", 1e-5))))
     scaled = tape("Mul", gradient, _by_channel(tape, scale, data))
-    return _through_norm(tape, (data, mean, inverse), scaled, axes)
+    return _through_norm(tape, tape("Mul", apart, inverse), inverse, scaled, axes)
 
 
-def _through_norm(
-    tape: Tape, norm: tuple[ir.Value | None, ir.Value, ir.Value], gradient: ir.Value, axes: list[int]
-) -> ir.Value:
-    """Of z = (x - mean) inverse: inverse (G - mean(G) - z mean(G z))."""
-    data, mean, inverse = norm
-    normed = tape("Mul", tape("Sub", data, mean), inverse)
+def _through_norm(tape: Tape, normed: ir.Value, inverse: ir.Value, gradient: ir.Value, axes: list[int]) -> ir.Value:
+    """Of z = (x - mean) inverse, which is `normed`: inverse (G - mean(G) - z mean(G z))."""
     level = tape("ReduceMean", gradient, axes, keepdims=1)
     tilt = tape("ReduceMean", tape("Mul", gradient, normed), axes, keepdims=1)
     return tape("Mul", tape("Sub", tape("Sub", gradient, level), tape("Mul", normed, tilt)), inverse)

@@ -19,7 +19,7 @@ def _gather_elements(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
 
 def _top_k(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Its second output says where the greatest were."""
-    (places,) = tape.further(node, 1)
+    places = tape.further(node.outputs[0], 1)
     return _added(tape, node, places, gradient, integer(node, "axis", -1))
 
 

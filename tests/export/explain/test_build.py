@@ -42,6 +42,19 @@ def test_it_gives_what_the_model_gives_on_the_same_weights(models: Path, tmp_pat
         np.testing.assert_allclose(seen[output], values, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tiny-cct", "tiny-vit"])
+def test_an_error_function_is_worked_out_once(models: Path, tmp_path: Path, name: str) -> None:
+    """GELU and its derivative share it, in all maps: there are as many as blocks, and none is hidden in an operator."""
+    bundle = open_bundle(models / name / "1")
+    write_relevance(bundle, tmp_path)
+    proto = onnx.load(tmp_path / RELEVANCE, load_external_data=False)
+    branches = [attribute.g for node in proto.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    operators = [node.op_type for graph in (proto.graph, *branches) for node in graph.node]
+    blocks = len(bundle.manifest.attention)
+    assert blocks
+    assert (operators.count("Erf"), operators.count("Gelu")) == (blocks, 0)
+
+
 def test_what_cannot_be_had_is_said_and_nothing_is_written(models: Path, tmp_path: Path) -> None:
     """Each map with its reason."""
     bundle = open_bundle(models / "tiny-vit" / "1")

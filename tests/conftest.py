@@ -25,6 +25,7 @@ from export.train import train
 from saccade.bundle import Bundle, open_bundle
 from service.app import create_app
 from service.settings import Settings
+from tests.once import shared
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,17 +71,22 @@ def run_recipe(recipe: Recipe, folder: Path, **arguments: Any) -> Path:
 @pytest.fixture(scope="session")
 def runs(_one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of one epoch of each of `NETS`."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {name: run_recipe(tiny_recipe(name), folder / name) for name in NETS}
+
+    def make(folder: Path, name: str) -> None:
+        run_recipe(tiny_recipe(name), folder / name)
+
+    folder = shared(tmp_path_factory, "runs", [*NETS], make)
+    return {name: folder / name for name in NETS}
 
 
 @pytest.fixture(scope="session")
 def models(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with version 1 of each of `NETS`. Only to be read; copy it to change something."""
-    folder = tmp_path_factory.mktemp("models")
-    for name, run in runs.items():
-        publish(run, folder, name)
-    return folder
+
+    def make(folder: Path, name: str) -> None:
+        publish(runs[name], folder, name)
+
+    return shared(tmp_path_factory, "models", [*NETS], make)
 
 
 @pytest.fixture

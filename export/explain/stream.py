@@ -66,7 +66,7 @@ def stream_of(
         line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
         sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
-        if not any(_token_axes(value, places) for value in line):
+        if (whole or next_ones is not None) and not any(_token_axes(value, places) for value in line):
             raise BundleError("which axis of its values is that of the tokens is not known")
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")
@@ -237,11 +237,15 @@ def _comes_normed(model: ir.Model, weights: ir.Value, total: ir.Value, places: P
     """Whether all that comes into the first block, its skip too, comes from a norm."""
     before = behind(model, weights)
     entry = [value for value in _passages(_way(model, total), model.graph.inputs[0], total) if value in before]
-    while entry and (_kind(entry[-1]) in AS_IT_IS or places.constant(_added(entry[-1])[-1]) is not None):
-        if _kind(entry[-1]) == "LayerNormalization" or _kind(entry[-1]) not in (*AS_IT_IS, "Add", "Mul"):
-            break
-        entry.pop()
-    return bool(entry) and _norms(entry[-1], places)
+    last = next((value for value in reversed(entry) if not _scales(value, places)), None)
+    return last is not None and _norms(last, places)
+
+
+def _scales(value: ir.Value, places: Places) -> bool:
+    """Or shifts each channel by a constant, or nothing at all, as behind a norm that is written out."""
+    constants = [array for array in map(places.constant, _added(value)) if array is not None]
+    by_channel = all(array.size == (array.shape or (1,))[-1] for array in constants)
+    return _kind(value) in AS_IT_IS or (_kind(value) in ("Add", "Mul") and len(constants) == 1 and by_channel)
 
 
 def _norms(value: ir.Value, places: Places) -> bool:

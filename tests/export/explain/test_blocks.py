@@ -158,13 +158,15 @@ RIGHT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("form", "class_token"), [*((form, False) for form in RIGHT), (parallel, True), (mlp_first_parallel, True)]
-)
-def test_every_class_has_the_map_of_float64_autograd(form: Form, class_token: bool, tmp_path: Path) -> None:
-    """Each block asked behind all of it."""
-    net = plain.lively(Formed(form, class_token=class_token))
-    added, session = explained_net(net, tmp_path)
+class NormedPatches(Formed):
+    """Of patches behind a norm, their places are added behind it."""
+
+    def before(self, passed: Sequence[Tensor], index: int) -> Tensor:
+        return passed[-1] if index else self.norm(passed[-1]) + self.position
+
+
+def assert_right(net: Formed, folder: Path, *, class_token: bool = False) -> None:
+    added, session = explained_net(plain.lively(net), folder)
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION, LEGRAD)
     pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
     seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
@@ -175,6 +177,22 @@ def test_every_class_has_the_map_of_float64_autograd(form: Form, class_token: bo
         return net(torch.from_numpy(pixels).double()), net.seen
 
     assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0, 1], class_token=class_token)[..., 1:])
+
+
+@pytest.mark.parametrize("form", RIGHT)
+def test_every_class_has_the_map_of_float64_autograd(form: Form, tmp_path: Path) -> None:
+    """Each block asked behind all of it."""
+    assert_right(Formed(form), tmp_path)
+
+
+@pytest.mark.parametrize("form", [parallel, mlp_first_parallel])
+def test_so_has_it_where_the_last_block_gives_the_class_token_alone(form: Form, tmp_path: Path) -> None:
+    assert_right(Formed(form, class_token=True), tmp_path, class_token=True)
+
+
+def test_so_has_it_where_patches_come_from_a_norm_and_blocks_end_in_one(tmp_path: Path) -> None:
+    """The places that are added between say that the norm is no block's."""
+    assert_right(NormedPatches(deep_norm), tmp_path)
 
 
 def mlp_behind(it: Parts, x: Tensor, owner: plain.Classifier) -> Tensor:
@@ -281,10 +299,13 @@ REFUSED: dict[str, tuple[Callable[[], Formed], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_where_the_end_is_not_known_there_is_a_reason(case: str, tmp_path: Path) -> None:
-    """And the other maps, never a map of another place."""
+OLD = ("an MLP behind a parallel block", "neighbours added", "a norm before the skip")
+
+
+@pytest.mark.parametrize(("case", "opset"), [*((case, 18) for case in REFUSED), *((case, 16) for case in OLD)])
+def test_where_the_end_is_not_known_there_is_a_reason(case: str, opset: int, tmp_path: Path) -> None:
+    """And the other maps, never a map of another place; also where norms are written out, as before opset 17."""
     make, reason = REFUSED[case]
-    added, _ = explained_net(plain.lively(make()), tmp_path)
+    added, _ = explained_net(plain.lively(make()), tmp_path, opset)
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
     assert added.why_not[LEGRAD].startswith(reason)

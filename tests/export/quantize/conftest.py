@@ -9,6 +9,7 @@ from export.quantize.choose import Bounds
 from export.quantize.quantize import quantize
 from saccade.bundle import Bundle, open_bundle
 from tests.conftest import NETS
+from tests.once import shared
 
 LENIENT = Bounds(top1=0.05)
 """Seventy digits judge: one label is more than a point."""
@@ -17,12 +18,13 @@ LENIENT = Bounds(top1=0.05)
 @pytest.fixture(scope="session")
 def variants(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with each of NETS and both its variants. Only to be read."""
-    folder = tmp_path_factory.mktemp("variants")
-    for name in NETS:
+
+    def make(folder: Path, name: str) -> None:
         shutil.copytree(models / name, folder / name)
         for precision in ("int8", "float16"):
             quantize(open_bundle(folder / name / "1"), precision, None, bounds=LENIENT)
-    return folder
+
+    return shared(tmp_path_factory, "variants", [*NETS], make)
 
 
 @pytest.fixture(params=[f"{name}-{precision}" for name in NETS for precision in ("int8", "float16")])

@@ -229,8 +229,8 @@ def test_what_is_written_anyway_is_not_held_to_its_parents_maps(models: Path, tm
 
 def test_what_loses_nothing_is_not_marked(models: Path, tmp_path: Path) -> None:
     """A script that says --anyway each time still gets variants that are held to their parent."""
-    shutil.copytree(models / "tiny-vit", tmp_path / "tiny-vit")
-    variant = quantize(open_bundle(tmp_path / "tiny-vit" / "1"), "float16", None, anyway=True)
+    shutil.copytree(models / "tiny-convmixer", tmp_path / "tiny-convmixer")
+    variant = quantize(open_bundle(tmp_path / "tiny-convmixer" / "1"), "float16", None, anyway=True)
     assert variant.manifest.card.variant is not None
     assert not variant.manifest.card.variant.anyway
     parity = verify(variant, None).manifest.parity
@@ -238,17 +238,21 @@ def test_what_loses_nothing_is_not_marked(models: Path, tmp_path: Path) -> None:
     assert "same label as the parent, short of 1" in parity.checks
 
 
-def test_the_command_says_what_is_lost(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_lost(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under a name of one's own, as the next version of it."""
-    words = ["quantize", "tiny-cct", "--models", str(copy), "--name", "mine", "--pictures", "20", "--anyway"]
+    shutil.copytree(models / "tiny-convmixer", tmp_path / "tiny-convmixer")
+    words = ["quantize", "tiny-convmixer", "--models", str(tmp_path)]
+    words += ["--name", "mine", "--pictures", "20", "--anyway"]
     for version in (1, 2):
         assert main([*words, "--int8"]) == 0
         printed = capsys.readouterr().out
-        card = open_bundle(copy / "mine" / str(version)).manifest.card.variant
+        card = open_bundle(tmp_path / "mine" / str(version)).manifest.card.variant
         assert card is not None
-        assert printed.startswith(f"mine@{version}: {card.bytes / card.parent_bytes:.0%} of the bytes of tiny-cct@1")
+        assert printed.startswith(
+            f"mine@{version}: {card.bytes / card.parent_bytes:.0%} of the bytes of tiny-convmixer@1"
+        )
         assert f"right on {card.top1:.2%} of 85 pictures, its parent on {card.parent_top1:.2%}" in printed
-        assert f"rank correlation of rollout with its parent's: {card.maps['rollout']:.4f}" in printed
+        assert f"rank correlation of class with its parent's: {card.maps['class']:.4f}" in printed
         assert f"distance of the logits from its parent's, relative: {card.logits:.4f}" in printed
         assert ("it was written all the same" in printed) == card.anyway
         assert "20 of scikit-learn digits, held-out" in card.calibrated_on

@@ -34,6 +34,8 @@ Indices = NDArray[np.int64]
 NAMES = ("tiny-cct", "tiny-vit", "tiny-vit-mean", "tiny-resnet")
 WITH_ATTENTION = NAMES[:3]
 WITH_CLASS_MAP = ("tiny-cct", "tiny-vit-mean", "tiny-resnet")
+PATIENCE = 120
+"""Seconds after which a test that waits has failed: longer than a busy machine lets any thread stand still."""
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

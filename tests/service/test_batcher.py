@@ -17,8 +17,9 @@ import pytest
 from saccade.errors import DeadlineExceeded, InferenceFailed, InvalidImage, Overloaded
 from service.batcher import RUNNER, Batcher, Floats, Indices, Ran, Runner, _Rate
 from service.workers import Workers
+from tests.service.reference import PATIENCE
 
-LATER = time.monotonic() + 3600
+LATER = math.inf
 NOW = time.monotonic() - 1
 SHORT = 0.25
 """Seconds after which a run counts as hung here: long for a fake that does not wait, short for who waits for it."""
@@ -43,7 +44,7 @@ class Echo:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         self.asked.append(tuple(outputs))
         self.began.release()
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE)
         if self.failures:
             raise self.failures.pop()
         rows = pixels[: len(pixels) + self.rows]
@@ -129,12 +130,12 @@ def submit(
 
 async def reached(runner: Echo) -> None:
     """Waits until one more run has begun."""
-    assert await asyncio.to_thread(runner.began.acquire, timeout=30)
+    assert await asyncio.to_thread(runner.began.acquire, timeout=PATIENCE)
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Looks at it at each turn of the loop."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # what is looked at has no event
             await asyncio.sleep(0)
 
@@ -271,7 +272,7 @@ def test_who_left_or_is_late_while_waiting_for_a_worker_is_not_even_decoded(
             return image(number)
 
         def slow() -> Picture:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return decode(0)
 
         with batching(runner, meter=meter) as batcher:
@@ -386,7 +387,7 @@ def test_closing_after_the_event_loop_has_gone_ends_cleanly() -> None:
         closing = threading.Thread(target=batcher.close)
         closing.start()
         runner.gate.set()
-        closing.join(30)
+        closing.join(PATIENCE)
         assert not closing.is_alive()
     assert runner.batches == [[0]]
 
@@ -539,7 +540,7 @@ def test_pictures_are_decoded_while_a_batch_runs_and_by_several_workers_at_once(
         runner, both = Echo(shut=True), threading.Barrier(2)
 
         def meet(number: float) -> Picture:
-            both.wait(30)  # passes only if two are decoded at once
+            both.wait(PATIENCE)  # passes only if two are decoded at once
             return image(number)
 
         with batching(runner, workers=2) as batcher:
@@ -632,7 +633,7 @@ def test_without_workers_two_runners_decode_two_pictures_side_by_side() -> None:
         both = threading.Barrier(2)
 
         def meet(number: float) -> Picture:
-            both.wait(30)
+            both.wait(PATIENCE)
             return image(number)
 
         with batching(Echo(), Echo(), workers=None, max_batch=8) as batcher:
@@ -651,7 +652,7 @@ def test_without_workers_who_is_decoded_does_not_wait_for_decoding_that_takes_lo
         runner, meter, go_on = Echo(), Counts(), threading.Event()
 
         def slow() -> Picture:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             end = time.monotonic() + 2 * meter.seconds[0]
             while time.monotonic() < end:  # twice as long as the run before it
                 pass
@@ -751,7 +752,7 @@ def test_without_workers_one_that_is_ready_does_not_wait_for_another_to_be_decod
         runner, go_on = Echo(shut=True), threading.Event()
 
         def slow() -> Picture:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return image(3)
 
         with batching(runner, workers=None, max_batch=8) as batcher:
@@ -805,7 +806,7 @@ def test_without_workers_who_leaves_while_another_is_decoded_costs_no_run() -> N
 
         def slow() -> Picture:
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return image(2)
 
         with batching(runner, workers=None, meter=meter) as batcher:
@@ -817,7 +818,7 @@ def test_without_workers_who_leaves_while_another_is_decoded_costs_no_run() -> N
             soon = time.monotonic() + 0.2  # a run that takes longer than decoding the first does on any machine
             await until(lambda: time.monotonic() > soon)
             runner.gate.set()
-            assert await asyncio.to_thread(began.wait, 30)
+            assert await asyncio.to_thread(began.wait, PATIENCE)
             leaves.cancel()
             await asyncio.gather(leaves, return_exceptions=True)
             go_on.set()
@@ -955,12 +956,12 @@ def test_who_leaves_while_his_answer_is_being_made_disturbs_nobody(workers: int 
 
         def finish(ran: Ran[Picture]) -> Ran[Picture]:
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return ran
 
         with batching(Echo(), workers=workers) as batcher:
             task = asyncio.create_task(batcher.run(lambda: image(1), ("logits",), finish, LATER))
-            assert await asyncio.to_thread(began.wait, 30)
+            assert await asyncio.to_thread(began.wait, PATIENCE)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             go_on.set()
@@ -979,12 +980,12 @@ def test_the_queue_shows_what_is_being_decoded(workers: int | None) -> None:
 
         def decode() -> Picture:
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return image(1)
 
         with batching(Echo(), workers=workers) as batcher:
             task = asyncio.create_task(batcher.run(decode, ("logits",), same, LATER))
-            assert await asyncio.to_thread(began.wait, 30)
+            assert await asyncio.to_thread(began.wait, PATIENCE)
             assert batcher.waiting == 1
             age = batcher.age
             assert age > 0
@@ -1004,12 +1005,12 @@ def test_closing_waits_for_no_decoding_and_answers_all() -> None:
 
         def slow() -> Picture:
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return image(0)
 
         with batching(runner, workers=None) as batcher:
             first = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
-            assert await asyncio.to_thread(began.wait, 30)
+            assert await asyncio.to_thread(began.wait, PATIENCE)
             behind = [submit(batcher, number) for number in range(1, 9)]
             await queued(batcher, 9)
             closing = asyncio.create_task(asyncio.to_thread(batcher.close))
@@ -1145,7 +1146,7 @@ def test_what_comes_back_too_late_from_a_run_that_hung_disturbs_nobody() -> None
             running = submit(batcher, 1)
             await reached(works)
             hangs.gate.set()  # while the next one runs
-            assert await asyncio.to_thread(hangs.ended.wait, 30)
+            assert await asyncio.to_thread(hangs.ended.wait, PATIENCE)
             works.gate.set()
             assert number_of(await running) == 1
             for number in range(2, 6):
@@ -1165,13 +1166,13 @@ def test_while_a_new_runner_is_being_opened_the_engine_is_not_given_up() -> None
 
         def replace(_: Runner) -> Runner:
             opening.release()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return works
 
         with batching(hangs, run_timeout_s=SHORT, replace=replace) as batcher:
             with pytest.raises(InferenceFailed, match="took longer"):
                 await submit(batcher, 0)
-            assert await asyncio.to_thread(opening.acquire, timeout=30)
+            assert await asyncio.to_thread(opening.acquire, timeout=PATIENCE)
             assert not batcher.broken
             task = submit(batcher, 1)
             await queued(batcher, 1)
@@ -1255,7 +1256,7 @@ def test_where_no_new_runner_can_be_opened_the_engine_is_given_up() -> None:
         hangs, go_on = Echo(shut=True), threading.Event()
 
         def replace(_: Runner) -> Runner:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             raise RuntimeError("no device")
 
         with batching(hangs, run_timeout_s=SHORT, replace=replace) as batcher:
@@ -1280,7 +1281,7 @@ def test_a_new_runner_that_does_not_open_is_given_up_too() -> None:
         hangs, meter, go_on = Echo(shut=True), Counts(), threading.Event()
 
         def replace(_: Runner) -> Runner:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return Echo()
 
         with batching(hangs, meter=meter, run_timeout_s=0.05, replace=replace) as batcher:
@@ -1305,7 +1306,7 @@ def test_a_new_runner_that_opens_after_it_was_given_up_takes_no_work() -> None:
         meter, go_on, before = Counts(), threading.Event(), set(threading.enumerate())
 
         def replace(_: Runner) -> Runner:
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
             return late
 
         with batching(hangs, works, meter=meter, max_batch=1, run_timeout_s=SHORT, replace=replace) as batcher:
@@ -1342,7 +1343,7 @@ def test_runs_that_hang_and_come_back_are_forgotten() -> None:
                 with pytest.raises(InferenceFailed, match="took longer"):
                     await submit(batcher, number)
                 runner.gate.set()
-                await asyncio.to_thread(thread.join, 30)
+                await asyncio.to_thread(thread.join, PATIENCE)
                 assert not batcher.broken
             runners[-1].gate.set()
             assert number_of(await submit(batcher, 9)) == 9

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from saccade.bundle import open_bundle
-from tests.service.reference import PNG, Gated, put_runner
+from tests.service.reference import PATIENCE, PNG, Gated, put_runner
 
 CLASSIFY = "/v1/classify"
 
@@ -80,7 +80,7 @@ def test_a_request_is_let_go_once_it_is_answered(service: TestClient, path: str)
         assert caller.heard == ["http.response.start", "http.response.body"]
         return when_let_go(caller)
 
-    assert run(service, scene).wait(30)
+    assert run(service, scene).wait(PATIENCE)
 
 
 @pytest.mark.usefixtures("_uncollected")
@@ -106,4 +106,4 @@ def test_a_request_that_takes_long_is_let_go_once_it_is_answered_or_its_caller_l
         gone = run(client, scene)
     finally:
         runner.go_on.set()
-    assert gone.wait(30)
+    assert gone.wait(PATIENCE)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.explain.gelu import BESIDE
 from export.explain.source import behind
 from export.graph.nodes import replace
 from saccade.manifest import SWITCHES
@@ -31,7 +32,9 @@ def _gate(model: ir.Model, outputs: Sequence[ir.Value], name: str) -> None:
     others = set().union(*(behind(model, value) for value in model.graph.outputs if value not in outputs))
     wanted = set().union(*(behind(model, value) for value in outputs))
     nodes = [
-        node for node in model.graph if wanted.intersection(node.outputs) and not others.intersection(node.outputs)
+        node
+        for node in model.graph
+        if wanted.intersection(node.outputs) and not others.intersection(node.outputs) and BESIDE not in node.meta
     ]
     switch = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(switch)

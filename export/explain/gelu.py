@@ -22,6 +22,8 @@ from export.graph.nodes import replace, words
 ROOT = math.sqrt(0.5)
 DERIVATIVE = "derivative"
 """In what a node is marked with: that of its output by its first input, which counts what its second makes of it."""
+BESIDE = "beside"
+"""What a node is marked with that is to be run where its numbers are made, and not behind a switch."""
 
 
 def open_gelus(model: ir.Model, start: Collection[ir.Value], end: ir.Value) -> None:
@@ -46,6 +48,8 @@ def _open(model: ir.Model, node: ir.Node) -> None:
     parted = add("Add", add("Erf", scaled), add.number(1.0))
     bell = add("Exp", add("Sub", add.number(math.log(2 / math.sqrt(math.pi))), add("Mul", scaled, scaled)))
     derivative = add("Add", parted, add("Mul", scaled, bell))
+    for one in add.made:
+        one.meta[BESIDE] = True
     product = add("Mul", scaled, parted)
     add.made[-1].meta[DERIVATIVE] = derivative
     replace(model, node, [add("Mul", product, add.number(ROOT))])

@@ -21,6 +21,7 @@
     ├── ServiceError                 the service cannot, now or at all
     │   ├── Overloaded                 overloaded
     │   ├── InferenceFailed            inference_failed
+    │   ├── RelevanceFailed            relevance_failed
     │   ├── NotReady                   not_ready
     │   ├── Draining                   draining
     │   ├── DeadlineExceeded           deadline_exceeded
@@ -146,6 +147,12 @@ class Overloaded(ServiceError):
 
 class InferenceFailed(ServiceError):
     code = "inference_failed"
+
+
+class RelevanceFailed(ServiceError):
+    """relevance.onnx cannot be opened; unlike InferenceFailed, whatever the picture, until the service starts anew."""
+
+    code = "relevance_failed"
 
 
 class NotReady(ServiceError):

@@ -25,6 +25,7 @@ STATUS: dict[type[SaccadeError], int] = {
     errors.Overloaded: 429,
     errors.HeadTooLarge: 431,
     errors.InferenceFailed: 500,
+    errors.RelevanceFailed: 500,
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.DeadlineExceeded: 504,

@@ -15,7 +15,7 @@ import onnxruntime
 
 from saccade.api import Plan
 from saccade.bundle import Bundle
-from saccade.errors import BundleError, InferenceFailed, SettingsError
+from saccade.errors import BundleError, RelevanceFailed, SettingsError
 from saccade.golden import check_golden_maps
 from saccade.manifest import GradientMaps, Manifest
 from service.batcher import RUNNER
@@ -99,7 +99,7 @@ class Relevance:
         log.info("%s answers maps of the gradient: %s is open", manifest.id, self._bundle.relevance.name)
 
     async def opened(self) -> None:
-        """Returns once it is open: the first who asks has it opened, the others wait for that. Raises InferenceFailed.
+        """Returns once it is open: the first who asks has it opened, the others wait for that. Raises RelevanceFailed.
 
         Who gives up waiting stops nothing: it is open for the next.
         """
@@ -111,7 +111,7 @@ class Relevance:
                 threading.Thread(target=self._open_for, args=(loop, self._opening), name=RUNNER, daemon=True).start()
             await asyncio.shield(self._opening)
         if self.failed:
-            raise InferenceFailed(f"relevance.onnx of {self._bundle.manifest.id} could not be opened: the log says why")
+            raise RelevanceFailed(f"relevance.onnx of {self._bundle.manifest.id} could not be opened: the log says why")
 
     def close(self) -> None:
         """Ends a golden run that goes on."""

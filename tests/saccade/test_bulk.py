@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from PIL import Image
 
 from saccade.api import Answer
 from saccade.bulk import overlay_path
+from saccade.bundle import RELEVANCE, update_bundle
 from saccade.client import Client
 from tests.conftest import NETS, ROOT, Server
 from tests.saccade.stub import CLOSE, Stub, good, refusal, response
+from tests.service.reference import copy_bundle
 
 COMMAND = [sys.executable, "-m", "saccade.cli", "classify"]
 
@@ -144,6 +147,28 @@ def test_why_a_class_is_a_line_and_a_picture_like_any_other(
     for one, other in zip(answer.maps, expected.maps, strict=True):
         np.testing.assert_allclose(one.values, other.values, atol=1e-4 * np.abs(other.values).max())
     assert overlay_path(str(cat), tmp_path).is_file()
+
+
+@pytest.mark.parametrize("where", ["service", "local"])
+def test_a_relevance_that_cannot_be_opened_stops_it_and_not_the_pictures(
+    models: Path, pictures: Path, tmp_path: Path, where: str
+) -> None:
+    """It is no picture's fault: the lines until then stay, no picture gets one for it, and --resume has the rest."""
+    bundle, out = copy_bundle(models, "tiny-cct", tmp_path / "models"), tmp_path / "results.jsonl"
+    update_bundle(bundle, {}, {RELEVANCE: b"this is no graph"})
+    first, second = pictures / "01.png", pictures / "02.png"
+    with ExitStack() as stack:
+        place = ["--local", "--models", tmp_path / "models"]
+        if where == "service":
+            server = stack.enter_context(Server(models=tmp_path / "models", port=0, drain_grace_s=0))
+            place = ["--url", server.url]
+        classify(first, *place, "--out", out)
+        for _ in range(2):
+            said = classify(first, second, *place, "--maps", "relevance", "--out", out, "--resume", code=2)
+            assert "relevance.onnx of tiny-cct@1 could not be opened: the log says why" in said
+            assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True)]
+        classify(first, second, *place, "--out", out, "--resume")
+        assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True), (str(second), True)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from export.reference import rebuild
 from saccade.api import Answer
 from saccade.bundle import GOLDEN, RELEVANCE, Bundle, open_bundle, update_bundle
 from saccade.decode import decode
-from saccade.errors import BundleError, InferenceFailed, SettingsError
+from saccade.errors import BundleError, RelevanceFailed, SettingsError
 from saccade.preprocess import preprocess
 from service.plan import find_cpus, make_plan
 from service.relevance import Relevance
@@ -302,7 +302,7 @@ def test_what_cannot_be_opened_is_said_to_who_asks_and_costs_nobody_else_anythin
     client = serve(models=tmp_path)
     assert "relevance" in listed(client)
     for _ in range(2):
-        words = refusal(client, 500, "inference_failed", maps="relevance")
+        words = refusal(client, 500, "relevance_failed", maps="relevance")
         assert words == "relevance.onnx of tiny-cct@1 could not be opened: the log says why"
         assert ask(client)["labels"]
         assert listed(client) == ["pooling", "rollout", "class"]
@@ -323,7 +323,7 @@ def test_what_could_not_be_opened_is_not_named_to_who_asks_for_another_map(
     before = refusal(client, 422, "unsupported_map", maps=maps)
     assert before.startswith("tiny-cct@1 has no map 'grad_cam': it is for models without att")
     assert before.endswith("; it has pooling, rollout, class, relevance, grad_attention, legrad")
-    refusal(client, 500, "inference_failed", maps="relevance")
+    refusal(client, 500, "relevance_failed", maps="relevance")
     assert refusal(client, 422, "unsupported_map", maps=maps) == before.removesuffix(
         ", relevance, grad_attention, legrad"
     )
@@ -400,7 +400,7 @@ def test_closing_while_it_is_opened_is_no_error(
         opening = asyncio.create_task(relevance.opened())
         await asyncio.sleep(0)
         relevance.close()
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(RelevanceFailed):
             await opening
 
     asyncio.run(scene())

@@ -14,6 +14,7 @@ from export.graph.geometry import layer_of
 from export.graph.places import Places
 from export.graph.pools import plain_pools
 from export.graph.reading import ClassTokens, Reading, read_class_tokens, read_pooling
+from export.graph.told import tell
 from export.names import CLASS_TOKENS, INPUT, LOGITS, POOLING, ROLLOUT, attention_output
 from export.nets.maps import rolls_out
 from saccade.errors import DataError
@@ -87,7 +88,7 @@ def look(
     places = Places(model, size).follow_all(model)
     plain_pools(model, places)
     head = _by_label(Adder(model), places, logits, over)
-    found = find(model, places) if grid is None else _told(model, places, grid)
+    found = find(model, places) if grid is None else tell(model, places, grid, among)
     rows, used = _layers(found, grid, names, among)
     return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))
 
@@ -105,8 +106,8 @@ def expose(
 
     `model` has plain operators of opset 20 (see `prepare`), one input (batch, 3, H, W) with a dynamic batch, and
     `logits` (by default its first output) of (batch, classes), axes of 1 aside; `over` are the axes of a softmax behind
-    them. `grid` is used where none is found; `names` are what the table calls the attention layers found, in
-    depth order. Raises DataError where the graph is no such classifier.
+    them. `grid` is used where none is found, see `told.tell`; `names` are what the table calls the attention layers
+    found, in depth order. Raises DataError as `look` does.
     """
     (pixels,) = model.graph.inputs
     theirs = model.graph.outputs[0] if logits is None else logits
@@ -190,20 +191,6 @@ def _layers(
             rows.append(Row(where, one.heads, one.tokens, layer, None))
             used.append((one, layer))
     return tuple(rows), used
-
-
-def _told(model: ir.Model, places: Places, grid: tuple[int, int]) -> list[Found]:
-    """The layers, where the tokens of each that is found without places are those of the grid, as far as they fit."""
-    asked: set[ir.Value] = set()
-    while True:
-        found = find(model, places)
-        fits = (one for one in found if one.why_not is None and one.cells is None and one.weights not in asked
-                and one.tokens[0] >= grid[0] * grid[1])  # fmt: skip
-        first = next(fits, None)
-        if first is None:
-            return found
-        asked.add(first.weights)
-        places.tell(model, first.weights, first.rank - (1 if first.transposed else 2), grid)
 
 
 def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLayer]]) -> Reading | None:

@@ -10,23 +10,23 @@ Geometry = tuple[tuple[int, int], SpecialTokens, Windows | None]
 
 
 def layer_of(found: Found, output: str, grid: tuple[int, int] | None) -> AttentionLayer | str:
-    """The layer under the name of its output, or why it can have none. `grid` is asked for where none is found."""
+    """The layer under the name of its output, or why it can have none. `grid` is what was told, see `tell`."""
     if found.why_not is not None:
         return found.why_not
-    geometry = _asked(found, grid) if found.cells is None else _read(found)
+    geometry = _unknown(found, grid) if found.cells is None else _read(found)
     if isinstance(geometry, str):
         return geometry
     cells, special, windows = geometry
     return AttentionLayer(output=output, grid=cells, heads=found.heads, special_tokens=special, windows=windows)
 
 
-def _asked(found: Found, grid: tuple[int, int] | None) -> Geometry | str:
+def _unknown(found: Found, grid: tuple[int, int] | None) -> str:
     if grid is None:
         return "nothing says where its tokens lie on the picture: give its grid"
-    special = found.tokens[0] - grid[0] * grid[1]
-    if special < 0:
-        return f"its {found.tokens[0]} tokens are fewer than the {grid[0]} x {grid[1]} of the grid asked for"
-    return grid, SpecialTokens(count=special), None
+    asked, tokens = f"the {grid[0]} x {grid[1]} of the grid asked for", found.tokens[0]
+    if tokens < grid[0] * grid[1]:
+        return f"its {tokens} tokens are fewer than {asked}"
+    return f"its {tokens} tokens are more than {asked}, and not as many as the last layer's"
 
 
 def _read(found: Found) -> Geometry | str:

@@ -372,6 +372,26 @@ class Swin(Classifier):
         return x[:, :8, :8]
 
 
+class Stages(Classifier):
+    """Attention over 8 x 12 patches, then over the 4 x 6 that they are merged to. Nobody can tell where the first ones
+    lie: an index that hangs on the picture picks them, each at its place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.first, self.last = Block(), Block()
+        self.merge = nn.Linear(4 * WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin()
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = self.first(x[:, torch.arange(96) + (x.sum() * 0).long()], self)
+        x = x.reshape(-1, 4, 2, 6, 2, WIDTH).transpose(2, 3).reshape(-1, 24, 4 * WIDTH)
+        return self.head(self.last(self.merge(x), self).mean(1))
+
+
 class TiledSwin(Swin):
     """Exported for one picture its mask is a constant with one entry for each window."""
 

@@ -195,3 +195,22 @@ def test_a_grid_is_asked_for_where_none_is_found(case: Callable[[str, str], Case
     with torch.inference_mode():
         net(torch.from_numpy(pixels))
     np.testing.assert_allclose(answers(model, pixels)["attention_01"], net.seen[1].numpy(), atol=1e-5)
+
+
+def test_a_grid_is_told_to_no_layer_of_another_stage(case: Callable[[str, str], Case]) -> None:
+    """Of 96 and 24 tokens 4 x 6 is the last layer's alone: of the first one it would make 72 special tokens, which it
+    does not have. 8 x 12 is the first one's, and the last has its own by that, as patches were merged.
+    """
+    net, path = case("Stages", "script")
+    first, last = exposed(path, net.size)[1].table
+    assert (first.tokens, last.tokens) == ((96, 96), (24, 24))
+    assert all("give its grid" in row.why_not for row in (first, last))
+    model, found = exposed(path, net.size, grid=(4, 6))
+    assert found.layers == (AttentionLayer(output="attention_00", grid=(4, 6), heads=2),)
+    left = "its 96 tokens are more than the 4 x 6 of the grid asked for, and not as many as the last layer's"
+    assert found.table[0].why_not == left
+    pixels = noise(2, net.size)
+    with torch.inference_mode():
+        net(torch.from_numpy(pixels))
+    np.testing.assert_allclose(answers(model, pixels)["attention_00"], net.seen[1].numpy(), atol=1e-5)
+    assert [layer.grid for layer in exposed(path, net.size, grid=(8, 12))[1].layers] == [(8, 12), (4, 6)]

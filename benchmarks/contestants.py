@@ -180,6 +180,8 @@ def folder_of_one(work: Work, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / model.name
     for other in folder.iterdir():
+        if not other.is_symlink():
+            raise SystemExit(f"{other} is no link of the benchmarks: move it away")
         if other != link or other.resolve() != model:
             other.unlink()
     if not link.is_symlink():

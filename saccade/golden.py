@@ -123,16 +123,16 @@ def golden_differences(manifest: Manifest, path: Path, answer: Answer) -> dict[s
 
 def check_golden(manifest: Manifest, path: Path, provider: str, answer: Answer) -> None:
     """Raises BundleError unless every output is within the manifest's tolerance for this execution provider."""
-    _check(manifest, provider, lambda: golden_differences(manifest, path, answer))
+    _check(manifest, provider, "", lambda: golden_differences(manifest, path, answer))
 
 
 def check_golden_maps(manifest: Manifest, path: Path, provider: str, explain: Explain) -> None:
     """As check_golden, of all that relevance.onnx gives."""
     names = (*manifest.outputs, *_map_names(manifest))
-    _check(manifest, provider, lambda: _differences(manifest, path, explain, names))
+    _check(manifest, provider, " of relevance.onnx", lambda: _differences(manifest, path, explain, names))
 
 
-def _check(manifest: Manifest, provider: str, differences: Callable[[], dict[str, Difference]]) -> None:
+def _check(manifest: Manifest, provider: str, of: str, differences: Callable[[], dict[str, Difference]]) -> None:
     tolerance = manifest.tolerance.get(provider)
     if tolerance is None:
         known = ", ".join(manifest.tolerance)
@@ -145,13 +145,13 @@ def _check(manifest: Manifest, provider: str, differences: Callable[[], dict[str
         most = WIDEST * found.span + (0 if of_gradient else ROUNDING)
         if (of_gradient or manifest.parent is not None) and allowed > most:
             raise BundleError(
-                f"{manifest.id} on {provider}: {allowed:.3g} is allowed of output {name}, whose golden values span "
+                f"{manifest.id} on {provider}: {allowed:.3g} is allowed of output {name}{of}, whose golden values span "
                 f"{found.span:.3g}: wrong ones would pass"
             )
         if not found.difference <= allowed:
             raise BundleError(
-                f"{manifest.id} on {provider}: output {name} is {found.difference:.3g} away from its golden values; "
-                f"{allowed:.3g} is allowed"
+                f"{manifest.id} on {provider}: output {name}{of} is {found.difference:.3g} away from its golden "
+                f"values; {allowed:.3g} is allowed"
             )
 
 

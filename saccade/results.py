@@ -20,6 +20,8 @@ from saccade.errors import DataError, SaccadeError
 _WRITE_EVERY_S = 0.1
 _SYNC_EVERY = 10
 """Writes after which to wait for the disk."""
+_START = b'{"path": '
+"""Of a line."""
 _MOST_BYTES = 2**22
 """That wait to be written, where the disk does not keep up."""
 
@@ -88,9 +90,10 @@ class Results:
             self._sync()
         except OSError as failure:
             self._broken = self._broken or failure
-        if error is not None and self._made and not os.fstat(self._file).st_size:
-            with contextlib.suppress(OSError):
-                self._path.unlink()  # while it is locked: whoever waits for the lock looks whether it is still there
+        state = os.fstat(self._file)
+        if error is not None and self._made and not state.st_size and _is_at(self._path, state):
+            with contextlib.suppress(OSError):  # while it is locked: who waits for the lock looks if it is still there
+                self._path.resolve().unlink()
         os.close(self._file)
         if error is None:
             self._check()
@@ -107,6 +110,8 @@ class Results:
             file.seek(0)
             for line in file:
                 if not line.endswith(b"\n") or b"\0" in line:  # zeros: a disk that lost power had not got so far
+                    if not done and not _may_be_ours(line):
+                        raise DataError(f"line 1 of {self._path} is not one of this command")
                     break
                 written = self._read(line, done + 1)
                 path = next(paths, None)
@@ -178,9 +183,16 @@ def _open(path: Path) -> tuple[int, bool]:
         try:
             return os.open(path, flags | os.O_EXCL, 0o666), True
         except FileExistsError:
-            return os.open(path, flags, 0o666), False
+            dangling = not path.exists()  # a link to what is to be made
+            return os.open(path, flags, 0o666), dangling
     except OSError as error:
         raise DataError(f"could not write {path}: {error.strerror}") from error
+
+
+def _may_be_ours(line: bytes) -> bool:
+    """Whether a crash can have left it: the beginning of a line of ours, and zeros; or zeros alone."""
+    head, _, rest = line.partition(b"\0")
+    return (_START.startswith(head) or head.startswith(_START)) and (bool(head) or not rest.strip(b"\0\n"))
 
 
 def _is_at(path: Path, state: os.stat_result) -> bool:

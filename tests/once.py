@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def shared(factory: pytest.TempPathFactory, name: str, parts: Sequence[str], mak
                 except BlockingIOError:
                     continue
                 if not (marks / part).exists():
+                    shutil.rmtree(folder / part, ignore_errors=True)  # of one that failed in another process
                     make(folder, part)
                     (marks / part).touch()
     return folder

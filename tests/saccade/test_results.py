@@ -156,6 +156,41 @@ def test_another_kind_of_file_is_refused(path: Path, line: bytes) -> None:
     assert path.read_bytes() == LINES[0] + line
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xd8\xff\xe0\0\x10JFIF\0 a picture", b"my notes without an end", b"\0\0\x01\0 an icon\n"],
+)
+def test_a_file_of_somebody_else_is_not_cut_off(path: Path, content: bytes) -> None:
+    """What has no end of a line is what a crash left of one of ours only if it begins like one."""
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"line 1 .* is not one of this command"), Results(path, resume=True) as results:
+        results.skip(iter(PATHS))
+    assert path.read_bytes() == content
+
+
+def test_a_failed_run_takes_away_only_its_own_file(path: Path) -> None:
+    """Somebody has moved it, and put another one in its place."""
+
+    def run() -> None:
+        with Results(path, resume=False):
+            path.rename(path.with_suffix(".moved"))
+            path.write_bytes(b"another")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert path.read_bytes() == b"another"
+
+
+def test_a_failed_run_leaves_no_file_behind_a_link(path: Path) -> None:
+    """The link was there before, and led nowhere."""
+    path.symlink_to(path.with_name("target.jsonl"))
+    with pytest.raises(KeyboardInterrupt), Results(path, resume=False):
+        raise KeyboardInterrupt
+    assert path.is_symlink()
+    assert not path.exists()
+
+
 def test_results_are_never_written_over(path: Path) -> None:
     """A command that is given twice by mistake costs nothing."""
     write(path, LINES)

@@ -287,7 +287,7 @@ def other_golden(bundle: Bundle) -> str:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     update_bundle(bundle, {}, {GOLDEN: buffer.getvalue()})
-    return r"tiny-cct@1 on CPUExecutionProvider: output relevance is 0\.5 away from its golden values"
+    return r"tiny-cct@1 on CPUExecutionProvider: output relevance of relevance.onnx is 0\.5 away from its golden values"
 
 
 @pytest.mark.parametrize("damage", [no_graph, labels_only, other_maps, other_grid, other_golden])

@@ -75,7 +75,7 @@ def test_every_map_is_held_to_golden_values(bundle: Bundle) -> None:
     assert bundle.manifest.maps.gradients is not None
     check_golden_maps(bundle.manifest, bundle.golden, PROVIDER, open_relevance(bundle.relevance))
     for name in (*bundle.manifest.maps.gradients.names, "logits"):
-        with pytest.raises(BundleError, match=f"output {name} is .* away from its golden values"):
+        with pytest.raises(BundleError, match=f"output {name} of relevance.onnx is .* away from its golden values"):
             check_golden_maps(bundle.manifest, bundle.golden, PROVIDER, changed(bundle, name, 0.01))
 
 
@@ -156,7 +156,7 @@ def test_a_changed_relevance_file_is_found(copy: Callable[[str], Bundle]) -> Non
     with pytest.raises(BundleError, match=r"relevance\.onnx has \d+ bytes; the manifest says"):
         open_bundle(bundle.folder)
     tampered = restate_checksum(bundle.folder, RELEVANCE)
-    with pytest.raises(BundleError, match=r"output relevance is .* away from its golden values"):
+    with pytest.raises(BundleError, match=r"output relevance of relevance.onnx is .* away from its golden values"):
         check_golden_maps(tampered.manifest, tampered.golden, PROVIDER, open_relevance(tampered.relevance))
     with pytest.raises(BundleError, match=r"relevance\.onnx"):
         verify(tampered, None)
@@ -209,7 +209,7 @@ def test_a_tolerance_that_would_let_any_map_pass_is_refused(models: Path) -> Non
     bundle = open_bundle(models / "tiny-vit" / "1")
     tolerance = {PROVIDER: {**bundle.manifest.tolerance[PROVIDER], "relevance": 1.0}}
     manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
-    with pytest.raises(BundleError, match=r"1 is allowed of output relevance, .* wrong ones would pass"):
+    with pytest.raises(BundleError, match=r"1 is allowed of output relevance of relevance.onnx, .* wrong ones would pass"):
         check_golden_maps(manifest, bundle.golden, PROVIDER, open_relevance(bundle.relevance))
 
 

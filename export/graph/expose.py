@@ -14,7 +14,7 @@ from export.graph.geometry import layer_of
 from export.graph.places import Places
 from export.graph.pools import plain_pools
 from export.graph.reading import ClassTokens, Reading, read_class_tokens, read_pooling
-from export.graph.told import tell
+from export.graph.told import check_taken, tell
 from export.names import CLASS_TOKENS, INPUT, LOGITS, POOLING, ROLLOUT, attention_output
 from export.nets.maps import rolls_out
 from saccade.errors import DataError
@@ -83,13 +83,16 @@ def look(
     """As `expose` takes them; of attention that is not `among` these values none is used.
 
     To the model a Flatten is added at most, and pools over a whole map are written so. Raises DataError where the
-    graph is no such classifier.
+    graph is no such classifier, or `grid` is that of no layer.
     """
     places = Places(model, size).follow_all(model)
     plain_pools(model, places)
     head = _by_label(Adder(model), places, logits, over)
     found = find(model, places) if grid is None else tell(model, places, grid, among)
     rows, used = _layers(found, grid, names, among)
+    if grid is not None:
+        unused = [f"{row.where} is not used: {row.why_not}" for row in rows if row.why_not]
+        check_taken(grid, [layer for _, layer in used], unused)
     return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))
 
 

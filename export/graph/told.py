@@ -6,6 +6,8 @@ import onnx_ir as ir
 
 from export.graph.attention import Found, find
 from export.graph.places import Places
+from saccade.errors import DataError
+from saccade.manifest import AttentionLayer
 
 Grid = tuple[int, int]
 
@@ -33,3 +35,15 @@ def tell(model: ir.Model, places: Places, grid: Grid, among: Collection[ir.Value
 def _without_places(found: Sequence[Found], among: Collection[ir.Value] | None) -> list[Found]:
     return [one for one in found if one.why_not is None and one.cells is None
             and (among is None or one.weights in among)]  # fmt: skip
+
+
+def check_taken(grid: Grid, layers: Sequence[AttentionLayer], unused: Sequence[str]) -> None:
+    """Raises DataError where a grid that was told is that of none of the layers; `unused` says why others are none."""
+    own = [layer.windows.picture if layer.windows else layer.grid for layer in layers]
+    if grid in own or any(layer.grid == grid for layer in layers):
+        return
+    said = " and ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys(own))
+    reasons = [*([f"the graph itself says {said}"] if said else []), *unused[:1]]
+    if not layers:
+        reasons.insert(0, "there is no layer whose grid is not found")
+    raise DataError(f"--grid {grid[0]}x{grid[1]}: {'; '.join(reasons)}")

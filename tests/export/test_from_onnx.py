@@ -467,6 +467,7 @@ def test_a_graph_that_is_no_classifier_of_pictures_is_refused(
     ("words", "message"),
     [
         (["--size", "64x64"], "the graph takes pictures of 32 x 48, not 64 x 64"),
+        (["--grid", "7x9"], "--grid 7x9: the graph itself says 4 x 6"),
         (["--output", "nothing"], "the graph has no output 'nothing'; it has "),
         (["--interpolation", "nearest"], "a crop needs a smooth interpolation"),
         (["--shortest-edge", "20"], "needs shortest_edge of at least 48, not 20"),

@@ -471,6 +471,7 @@ def test_neither_attention_nor_a_convolution(tmp_path: Path, capsys: pytest.Capt
         (["--logits", "nothing"], "the graph has no value 'nothing'; its outputs are "),
         (["--logits", "/blocks.0/Softmax_output"], "and of inner values /blocks.0/Softmax_output_0, "),
         (["--size", "64x64"], "the graph takes pictures of 32 x 48, not 64 x 64"),
+        (["--grid", "7x9"], "--grid 7x9: the graph itself says 4 x 6"),
         (["--out", "/nowhere/why.onnx"], "/nowhere/why.onnx cannot be written: there is no folder /nowhere"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from export.graph.geometry import window_cells
+from saccade.errors import DataError
 from saccade.manifest import AttentionLayer, Pooling, SpecialTokens, Windows
 from tests.export.graph import models
 from tests.export.graph.conftest import Case, answers, exposed, hide, noise
@@ -190,7 +191,9 @@ def test_a_grid_is_asked_for_where_none_is_found(case: Callable[[str, str], Case
     model, found = exposed(tmp_path / "hidden.onnx", net.size, grid=(4, 6))
     assert found.layers == tuple(AttentionLayer(output=f"attention_0{at}", grid=(4, 6), heads=2) for at in range(2))
     assert found.pooling == Pooling(kind="learned")
-    assert "fewer than the 5 x 6" in exposed(tmp_path / "hidden.onnx", net.size, grid=(5, 6))[1].table[0].why_not
+    sentence = "--grid 5x6: .*/Softmax is not used: its 24 tokens are fewer than the 5 x 6 of the grid asked for"
+    with pytest.raises(DataError, match=sentence):
+        exposed(tmp_path / "hidden.onnx", net.size, grid=(5, 6))
     pixels = noise(2, net.size)
     with torch.inference_mode():
         net(torch.from_numpy(pixels))
@@ -207,10 +210,32 @@ def test_a_grid_is_told_to_no_layer_of_another_stage(case: Callable[[str, str], 
     assert all("give its grid" in row.why_not for row in (first, last))
     model, found = exposed(path, net.size, grid=(4, 6))
     assert found.layers == (AttentionLayer(output="attention_00", grid=(4, 6), heads=2),)
-    left = "its 96 tokens are more than the 4 x 6 of the grid asked for, and not as many as the last layer's"
-    assert found.table[0].why_not == left
+    left = "its 96 tokens are more than the {} of the grid asked for, and not as many as the last layer's"
+    assert found.table[0].why_not == left.format("4 x 6")
     pixels = noise(2, net.size)
     with torch.inference_mode():
         net(torch.from_numpy(pixels))
     np.testing.assert_allclose(answers(model, pixels)["attention_00"], net.seen[1].numpy(), atol=1e-5)
     assert [layer.grid for layer in exposed(path, net.size, grid=(8, 12))[1].layers] == [(8, 12), (4, 6)]
+    with pytest.raises(DataError, match=f"^--grid 5x6: .* is not used: {left.format('5 x 6')}"):
+        exposed(path, net.size, grid=(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "sentence"),
+    [
+        ("Vit", [(4, 6)], "the graph itself says 4 x 6"),
+        ("Swin", [(8, 8), (3, 3), (4, 4)], "the graph itself says 8 x 8 and 4 x 4"),
+        ("Convolutions", [], "there is no layer whose grid is not found"),
+        ("ReducedKeys", [], "there is no layer whose grid is not found; .*Softmax is not used: 24 queries attend to 6"),
+    ],
+)
+def test_a_grid_that_contradicts_the_graph_is_refused(
+    case: Callable[[str, str], Case], name: str, right: list[tuple[int, int]], sentence: str
+) -> None:
+    """Instead of being passed over; one that is what was found, of patches or of a window of them, changes nothing."""
+    net, path = case(name, "script")
+    with pytest.raises(DataError, match=f"^--grid 7x9: {sentence}"):
+        exposed(path, net.size, grid=(7, 9))
+    for grid in right:
+        assert exposed(path, net.size, grid=grid)[1].table == exposed(path, net.size)[1].table

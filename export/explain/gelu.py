@@ -22,6 +22,7 @@ from export.graph.nodes import replace, words
 ROOT = math.sqrt(0.5)
 DERIVATIVE = "derivative"
 """In what a node is marked with: that of its output by its first input, which counts what its second makes of it."""
+PART_OF = "part of"
 BESIDE = "beside"
 """What a node is marked with that is to be run where its numbers are made, and not behind a switch."""
 
@@ -29,7 +30,8 @@ BESIDE = "beside"
 def open_gelus(model: ir.Model, start: Collection[ir.Value], end: ir.Value) -> None:
     """Those between the values at the start and the one at the end, in place, the results being the same.
 
-    Not the form by tanh, nor what is of half precision, where 1 + erf u would lose the digits of a small result.
+    Not the form by tanh, nor what is of half precision, where 1 + erf u would lose the digits of a small result; nor
+    one whose result is an output, which stays the value that it is.
     """
     others, way, reached = other_floats(model), behind(model, end), set(start)
     for node in list(model.graph):
@@ -37,7 +39,8 @@ def open_gelus(model: ir.Model, start: Collection[ir.Value], end: ir.Value) -> N
             continue
         reached |= set(node.outputs)
         exact = node.op_type == "Gelu" and words(node, "approximate", "none") == "none"
-        if exact and node.outputs[0] in way and node.outputs[0] not in others:
+        result = node.outputs[0]
+        if exact and result in way and result not in others and not result.is_graph_output():
             _open(model, node)
 
 
@@ -52,7 +55,16 @@ def _open(model: ir.Model, node: ir.Node) -> None:
         one.meta[BESIDE] = True
     product = add("Mul", scaled, parted)
     add.made[-1].meta[DERIVATIVE] = derivative
-    replace(model, node, [add("Mul", product, add.number(ROOT))])
+    result = add("Mul", product, add.number(ROOT))
+    for one in add.made:
+        one.meta[PART_OF] = "Identity"
+    add.made[-1].meta[PART_OF] = node.op_type
+    replace(model, node, [result])
+
+
+def kind_of(node: ir.Node) -> str:
+    """Its operator; of an opened GELU the last one counts as the whole, and those before it as nothing."""
+    return str(node.meta.get(PART_OF, node.op_type))
 
 
 def _scaled(add: Adder, node: ir.Node) -> ir.Value:

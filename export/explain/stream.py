@@ -12,6 +12,7 @@ import onnx_ir as ir
 from export.explain.blocks import AS_IT_IS, PRODUCTS, check_block
 from export.explain.differentiate import carried, is_flat
 from export.explain.float64 import Float64
+from export.explain.gelu import kind_of
 from export.explain.source import behind
 from export.graph.adder import Adder
 from export.graph.labels import constant_along
@@ -89,6 +90,8 @@ def stream_of(
     shapes = {places.shape_of(value) for value in tokens}
     if not axes or len(shapes) > 1 or not _alike_but(axes, places.shape_of(found[-1]), places.shape_of(tokens[0])):
         raise BundleError("what its blocks give differs in shape, or no axis of it is known to be that of the tokens")
+    if not all(_is_of_one_picture(tokens[0], axis, places) for axis in axes):
+        raise BundleError("its pictures stand behind its tokens, and not on the first axis")
     length = math.prod(places.shape_of(tokens[0])[axis] for axis in axes)
     return Stream(tokens, axes, length, found[-1])
 
@@ -264,7 +267,7 @@ def _added(value: ir.Value) -> list[ir.Value]:
 def _kind(value: ir.Value) -> str:
     node = value.producer()
     assert node is not None
-    return node.op_type
+    return kind_of(node)
 
 
 def _token_axes(value: ir.Value, places: Places) -> tuple[int, ...]:
@@ -273,6 +276,14 @@ def _token_axes(value: ir.Value, places: Places) -> tuple[int, ...]:
         return ()
     cells = places.labels[value].cells
     return tuple(axis for axis in range(1, cells.ndim) if not constant_along(cells, axis))
+
+
+def _is_of_one_picture(value: ir.Value, axis: int, places: Places) -> bool:
+    """Whether all numbers along the axis are of one picture, but for those of no place."""
+    labels = places.labels[value]
+    nowhere, pictures = labels.cells < 0, labels.cells // labels.frame.cells
+    least = np.where(nowhere, places.batch, pictures).min(axis)
+    return bool((least >= np.where(nowhere, -1, pictures).max(axis)).all())
 
 
 def _chosen_axis(node: ir.Node, places: Places) -> int | None:

@@ -111,8 +111,9 @@ class Tape:
     def rows(self, value: ir.Value, part: Part) -> ir.Value:
         """Of a value of the forward pass what belongs to a part of that axis; that which it has made already, if so."""
         for user, _ in value.uses():
-            if user.op_type == "Slice" and [self.numbers(user, at) for at in range(1, 4)] == [
-                [part.start], [part.stop], [part.axis]]:  # fmt: skip
+            given = [self.constant(one) for one in user.inputs[1:]]
+            numbers = [None if one is None else one.tolist() for one in given]
+            if user.op_type == "Slice" and numbers == [[part.start], [part.stop], [part.axis]]:
                 return user.outputs[0]
         return self("Slice", value, [part.start], [part.stop], [part.axis])
 

@@ -57,6 +57,8 @@ def as_stored(weight: ir.Value) -> tuple[ir.Value, int]:
     node = weight.producer()
     if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
         return weight, 1
+    if "perm" in node.attributes and list(node.attributes["perm"].as_ints()) == [0, 1]:
+        return weight, 1
     return node.inputs[0], 0
 
 

@@ -16,8 +16,8 @@ PartialRule = Callable[[Tape, ir.Node, int, Part], ir.Value | Part | None]
 
 def _scaled(tape: Tape, node: ir.Node, index: int, part: Part) -> Part | None:
     """By a number."""
-    other = tape.constant(node.inputs[1])
-    if index or other is None or other.size != 1:
+    other, ranks = tape.constant(node.inputs[1]), {tape.rank(value) for value in (node.inputs[0], node.outputs[0])}
+    if index or other is None or other.size != 1 or len(ranks) > 1:
         return None
     return part._replace(gradient=tape(node.op_type, part.gradient, float(other.item())))
 

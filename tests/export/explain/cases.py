@@ -44,6 +44,19 @@ TINY = (1e-5 * weight(4, 4)).astype(np.float16)
 LOWEST = np.where(MASK, 0, -np.inf).astype(np.float32)
 
 
+SQUARE = weight(4, 4, seed=8)
+QKV: dict[str, tuple[Any, ...]] = dict.fromkeys("qkv", ("n", 2, 3, 3))
+ATTENTION = "t = Transpose<perm: ints = [0, 1, 3, 2]>(k)\nl = MatMul(q, t)\nd = Div(l, half)\np = Softmax<axis = -1>(d)"
+PLACES = {
+    **{name: np.array([number]) for name, number in (("zero", 0), ("one", 1), ("two", 2), ("three", 3))},
+    "half": np.float32(0.5), "front": np.ones((1, 1, 1, 1, 1), np.float32),
+}  # fmt: skip
+
+
+def attended(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT / 0.5).softmax(-1)
+
+
 def rounded(x: Tensor, zero: int) -> Tensor:
     """To 8 bits in steps of STEP and cut off there; the gradient passes straight through."""
     step = float(STEP)
@@ -430,5 +443,20 @@ CASES: dict[str, Case] = {
     ),
     "MaxPool over a line": Case(
         "y = MaxPool<kernel_shape: ints = [3]>(x)", {"x": ("n", 4, 8)}, lambda x: F.max_pool1d(x, 3, 1),
+    ),
+    "MatMul, a turn that is none": Case(
+        "w = Transpose<perm: ints = [0, 1]>(m)\ny = MatMul(x, w)", X, lambda x: x @ double(SQUARE), {"m": SQUARE},
+    ),
+    "one row of attention": Case(
+        f"{ATTENTION}\nr = Slice(p, zero, one, two)\ny = MatMul(r, v)", QKV,
+        lambda q, k, v: attended(q, k)[:, :, :1] @ v, PLACES,
+    ),
+    "two rows of attention, of which somebody else takes every other": Case(
+        f"{ATTENTION}\ns = Slice(p, zero, two, two, two)\nr = Slice(p, zero, two, two)\ny = MatMul(r, v)", QKV,
+        lambda q, k, v: attended(q, k)[:, :, :2] @ v, PLACES,
+    ),
+    "one row of attention, with an axis in front": Case(
+        f"{ATTENTION}\nf = Mul(p, front)\nr = Slice(f, zero, one, three)\ny = MatMul(r, v)", QKV,
+        lambda q, k, v: attended(q, k)[None, :, :, :1] @ v, PLACES,
     ),
 }  # fmt: skip

@@ -19,6 +19,25 @@ class PostNorm(models.MeanOfPatches):
         self.norm = nn.Identity()
 
 
+class GeluEndBlock(models.Block):
+    def __init__(self, approximate: str) -> None:
+        super().__init__()
+        self.end = nn.GELU(approximate)
+
+    def forward(self, x: Tensor, owner: models.Classifier, mask: Tensor | None = None) -> Tensor:
+        end: Tensor = self.end(super().forward(x, owner, mask))
+        return end
+
+
+class GeluEnd(models.MeanOfPatches):
+    """GELU behind each block, and no norm behind the last."""
+
+    def __init__(self, approximate: str, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(GeluEndBlock(approximate) for _ in range(blocks))
+        self.norm = nn.Identity()
+
+
 class Mlp(nn.Module):
     """A residual block without attention."""
 

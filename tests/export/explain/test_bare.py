@@ -274,6 +274,22 @@ def test_outputs_of_the_file_stay_and_probabilities_are_looked_through(file: Pat
     np.testing.assert_allclose(seen["relevance"], by_logits["relevance"], atol=1e-6)
 
 
+def test_an_output_of_the_file_may_be_what_a_gelu_gives(tmp_path: Path) -> None:
+    """Also where that is an operator of its own, as from opset 20 on."""
+    net = models.lively(models.Vit())
+    path = write(net, net.size, tmp_path / "vit.onnx", "script", 20)
+
+    def change(proto: onnx.ModelProto) -> None:
+        features = next(node for node in reversed(proto.graph.node) if node.op_type == "Gelu").output[0]
+        proto.graph.output.append(helper.make_tensor_value_info(features, TensorProto.FLOAT, None))
+
+    more = changed(path, tmp_path / "more.onnx", change)
+    pixels, classes = noise(2, (32, 48)), np.array([[3, -1], [-1, 0]])
+    seen, maps = answer(explain(more), pixels, classes), answer(explain(path), pixels, classes)
+    for name, values in {**maps, **answer(more, pixels)}.items():
+        np.testing.assert_allclose(seen[name], values, atol=1e-5)
+
+
 def test_the_logits_may_be_an_inner_value(file: Path, plain: Path, tmp_path: Path) -> None:
     """Of a file that gives a label alone: the gradient of what that is chosen by."""
     logits = onnx.load(file).graph.output[0].name

@@ -209,7 +209,9 @@ def test_a_tolerance_that_would_let_any_map_pass_is_refused(models: Path) -> Non
     bundle = open_bundle(models / "tiny-vit" / "1")
     tolerance = {PROVIDER: {**bundle.manifest.tolerance[PROVIDER], "relevance": 1.0}}
     manifest = bundle.manifest.model_copy(update={"tolerance": tolerance})
-    with pytest.raises(BundleError, match=r"1 is allowed of output relevance of relevance.onnx, .* wrong ones would pass"):
+    with pytest.raises(
+        BundleError, match=r"1 is allowed of output relevance of relevance.onnx, .* wrong ones would pass"
+    ):
         check_golden_maps(manifest, bundle.golden, PROVIDER, open_relevance(bundle.relevance))
 
 

@@ -35,7 +35,7 @@ from saccade.manifest import SWITCHES, AttentionLayer, Pooling
 from tests.export import families
 from tests.export.explain import more_families
 from tests.export.explain.autograd import Probabilities
-from tests.export.explain.nets import Between, Mlp, PostNorm, explained_net
+from tests.export.explain.nets import Between, GeluEnd, Mlp, PostNorm, explained_net
 from tests.export.explain.test_differentiate import seeded, traced
 from tests.export.explain.test_relevance import WITH_RELEVANCE, explained, maps_of, noise
 from tests.export.graph import models as plain
@@ -218,6 +218,13 @@ def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
     assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0, 1], class_token=False)[..., 1:])
 
 
+def test_tokens_before_pictures_leave_no_legrad(tmp_path: Path) -> None:
+    """As PyTorch's own encoder has them by default; the reason is in words of the model."""
+    added, _ = explained_net(plain.lively(plain.TorchEncoder()), tmp_path)
+    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
+    assert added.why_not[LEGRAD] == "its pictures stand behind its tokens, and not on the first axis"
+
+
 def test_a_sum_that_is_of_no_layer_leaves_no_legrad(tmp_path: Path) -> None:
     """An MLP with a sum of its own between layers: where a block ends cannot be told. The other maps stay."""
     added, _ = explained_net(plain.lively(Between(Mlp())), tmp_path)
@@ -244,6 +251,29 @@ def test_the_norm_behind_an_only_block_is_the_classifiers_where_the_block_begins
     added, _ = explained_net(post, tmp_path)
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
     assert added.why_not[LEGRAD].startswith("whether the norm behind its only block is")
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_gelu_behind_a_block_is_the_blocks(tmp_path: Path, blocks: int) -> None:
+    """In its exact form, which is taken apart, as in the other."""
+    maps = []
+    for approximate in ("none", "tanh"):
+        torch.manual_seed(0)
+        net = plain.lively(GeluEnd(approximate, blocks))
+        added, session = explained_net(net, tmp_path, 20)
+        assert LEGRAD in added.maps.names
+        pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
+        maps.append(maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD])
+        if approximate == "none":
+            net.double()
+            watched = Blocks([*net.blocks], "forward", (1,))
+
+            def model(net: GeluEnd = net, pixels: NDArray[np.float32] = pixels) -> tuple[Tensor, Sequence[Tensor]]:
+                return net(torch.from_numpy(pixels).double()), net.seen
+
+            exact = by_autograd(model, watched, [*range(blocks)], class_token=False)[..., 1:]
+            assert_close(maps[0].swapaxes(0, 1), exact)
+    np.testing.assert_allclose(maps[1], maps[0], atol=0.02 * maps[0].max())
 
 
 @pytest.mark.parametrize(("net", "without"), [("tiny-vit", ["with_class_map"]), ("tiny-cct", [])])

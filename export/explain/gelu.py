@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from export.explain.known import other_floats
 from export.explain.source import behind
+from export.explain.written_out import gather_gelus
 from export.graph.adder import Adder
 from export.graph.nodes import replace, words
 
@@ -28,12 +29,15 @@ BESIDE = "beside"
 
 
 def open_gelus(model: ir.Model, start: Collection[ir.Value], end: ir.Value) -> None:
-    """Those between the values at the start and the one at the end, in place, the results being the same.
+    """Those between the values at the start and the one at the end, written out or not, in place, the results being
+    the same.
 
     Not the form by tanh, nor what is of half precision, where 1 + erf u would lose the digits of a small result; nor
     one whose result is an output, which stays the value that it is.
     """
-    others, way, reached = other_floats(model), behind(model, end), set(start)
+    others = other_floats(model)
+    gather_gelus(model, others)
+    way, reached = behind(model, end), set(start)
     for node in list(model.graph):
         if not any(value in reached for value in node.inputs):
             continue

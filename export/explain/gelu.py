@@ -24,6 +24,7 @@ ROOT = math.sqrt(0.5)
 DERIVATIVE = "derivative"
 """In what a node is marked with: that of its output by its first input, which counts what its second makes of it."""
 PART_OF = "part of"
+"""In what the nodes of an opened GELU are marked with what they count as, see `kind_of`."""
 BESIDE = "beside"
 """What a node is marked with that is to be run where its numbers are made, and not behind a switch."""
 

@@ -186,15 +186,8 @@ class Tape:
 
     def transposed(self, value: ir.Value | None) -> ir.Value:
         """With its last two axes exchanged."""
-        assert value is not None
         rank = self.rank(value)
-        order = [*range(rank - 2), rank - 1, rank - 2]
-        node = value.producer()
-        if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
-            before = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else [*range(rank)][::-1]
-            order = [before[axis] for axis in order]
-            value = node.inputs[0]
-        return value if order == sorted(order) else self("Transpose", value, perm=order)
+        return self("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
 
     def swapped(self, gradient: ir.Value, value: ir.Value | None) -> ir.Value:
         """A gradient of the value, or one of as many axes, with its last two exchanged."""
@@ -204,13 +197,9 @@ class Tape:
     def _transpose(self, value: ir.Value, order: list[int]) -> ir.Value:
         """One Transpose does what two in a row do, or none."""
         node = value.producer()
-        if (
-            node is not None
-            and node.op_type == "Transpose"
-            and node.inputs[0] is not None
-            and "perm" in node.attributes
-        ):
-            before = node.attributes["perm"].as_ints()
+        if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+            turns = node.attributes.get("perm")
+            before = range(len(order))[::-1] if turns is None else turns.as_ints()
             value, order = node.inputs[0], [before[axis] for axis in order]
         return value if order == sorted(order) else self._node("Transpose", [self.wide(value)], {"perm": order})
 

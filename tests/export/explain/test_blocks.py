@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,7 @@ from torch.nn import functional as F
 
 from export.explain.relevance import GRAD_ATTENTION, LEGRAD, RELEVANCE
 from tests.export.explain.nets import explained_net
-from tests.export.explain.test_legrad import Blocks, assert_close, by_autograd
-from tests.export.explain.test_relevance import maps_of
+from tests.export.explain.test_legrad import assert_right
 from tests.export.graph import models as plain
 
 
@@ -163,20 +161,6 @@ class NormedPatches(Formed):
 
     def before(self, passed: Sequence[Tensor], index: int) -> Tensor:
         return passed[-1] if index else self.norm(passed[-1]) + self.position
-
-
-def assert_right(net: Formed, folder: Path, *, class_token: bool = False) -> None:
-    added, session = explained_net(plain.lively(net), folder)
-    assert added.maps.names == (RELEVANCE, GRAD_ATTENTION, LEGRAD)
-    pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
-    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
-    net.double()
-    blocks = Blocks([*net.blocks], "forward", (1,))
-
-    def model() -> tuple[Tensor, Sequence[Tensor]]:
-        return net(torch.from_numpy(pixels).double()), net.seen
-
-    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0, 1], class_token=class_token)[..., 1:])
 
 
 @pytest.mark.parametrize("form", RIGHT)

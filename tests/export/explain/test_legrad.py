@@ -201,11 +201,9 @@ def test_a_classifier_that_counts_its_tokens_is_not_asked_for_one(models: Path) 
     assert added.why_not[LEGRAD] == "its classifier cannot be asked for the mean of a block's tokens"
 
 
-@pytest.mark.parametrize("opset", [18, 16])
-def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
-    """Of post-norm blocks, the last one's too; also where the norm is written out, as before opset 17."""
-    net = plain.lively(PostNorm())
-    added, session = explained_net(net, tmp_path, opset)
+def assert_right(net: plain.Classifier, folder: Path, *, opset: int = 18, class_token: bool = False) -> None:
+    """That a net of `blocks` has LeGrad's map, and that it is autograd's."""
+    added, session = explained_net(plain.lively(net), folder, opset)
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION, LEGRAD)
     pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
     seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
@@ -215,7 +213,14 @@ def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
     def model() -> tuple[Tensor, Sequence[Tensor]]:
         return net(torch.from_numpy(pixels).double()), net.seen
 
-    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0, 1], class_token=False)[..., 1:])
+    asked = [*range(len(net.blocks))]
+    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, asked, class_token=class_token)[..., 1:])
+
+
+@pytest.mark.parametrize("opset", [18, 16])
+def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
+    """Of post-norm blocks, the last one's too; also where the norm is written out, as before opset 17."""
+    assert_right(PostNorm(), tmp_path, opset=opset)
 
 
 def test_tokens_before_pictures_leave_no_legrad(tmp_path: Path) -> None:
@@ -234,46 +239,19 @@ def test_a_sum_that_is_of_no_layer_leaves_no_legrad(tmp_path: Path) -> None:
 
 def test_the_norm_behind_an_only_block_is_the_classifiers_where_the_block_begins_with_one(tmp_path: Path) -> None:
     """Where it does not, nobody can tell whose it is: there is no LeGrad, and the other maps stay."""
-    pre = plain.lively(plain.MeanOfPatches())
-    post = plain.lively(PostNorm())
+    pre, post = plain.MeanOfPatches(), plain.lively(PostNorm())
     pre.blocks, post.blocks = pre.blocks[:1], post.blocks[:1]
-    added, session = explained_net(pre, tmp_path)
-    assert LEGRAD in added.maps.names
-    pixels = np.random.default_rng(0).standard_normal((2, 3, *pre.size)).astype(np.float32)
-    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD]
-    pre.double()
-    blocks = Blocks([*pre.blocks], "forward", (1,))
-
-    def model() -> tuple[Tensor, Sequence[Tensor]]:
-        return pre(torch.from_numpy(pixels).double()), pre.seen
-
-    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, [0], class_token=False)[..., 1:])
+    assert_right(pre, tmp_path)
     added, _ = explained_net(post, tmp_path)
     assert added.maps.names == (RELEVANCE, GRAD_ATTENTION)
     assert added.why_not[LEGRAD].startswith("whether the norm behind its only block is")
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_a_gelu_behind_a_block_is_the_blocks(tmp_path: Path, blocks: int) -> None:
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_behind_a_block_is_the_blocks(tmp_path: Path, approximate: str, blocks: int) -> None:
     """In its exact form, which is taken apart, as in the other."""
-    maps = []
-    for approximate in ("none", "tanh"):
-        torch.manual_seed(0)
-        net = plain.lively(GeluEnd(approximate, blocks))
-        added, session = explained_net(net, tmp_path, 20)
-        assert LEGRAD in added.maps.names
-        pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
-        maps.append(maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))[LEGRAD])
-        if approximate == "none":
-            net.double()
-            watched = Blocks([*net.blocks], "forward", (1,))
-
-            def model(net: GeluEnd = net, pixels: NDArray[np.float32] = pixels) -> tuple[Tensor, Sequence[Tensor]]:
-                return net(torch.from_numpy(pixels).double()), net.seen
-
-            exact = by_autograd(model, watched, [*range(blocks)], class_token=False)[..., 1:]
-            assert_close(maps[0].swapaxes(0, 1), exact)
-    np.testing.assert_allclose(maps[1], maps[0], atol=0.02 * maps[0].max())
+    assert_right(GeluEnd(approximate, blocks), tmp_path, opset=20)
 
 
 @pytest.mark.parametrize(("net", "without"), [("tiny-vit", ["with_class_map"]), ("tiny-cct", [])])

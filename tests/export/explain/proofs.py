@@ -22,8 +22,7 @@ from export.runtime import PROVIDER, open_relevance
 from saccade.bundle import Bundle
 from saccade.manifest import Manifest
 from saccade.pooling import pooled_row
-from tests.export.explain.autograd import Probabilities, gradients, matching
-from tests.export.explain.test_legrad import Blocks, by_autograd
+from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching
 
 Array = NDArray[Any]
 GRADIENT, OF_MAPS = 1e-5, 1e-4

@@ -138,11 +138,13 @@ def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
 
 
 def _lists(module: nn.Module, count: int) -> list[list[nn.Module]]:
-    """Of so many modules of one class, which have parts themselves."""
+    """Of so many modules of one class, with attention in each."""
     lists = [[*one] for one in module.modules() if isinstance(one, (nn.ModuleList, nn.Sequential))]
-    return [
-        one for one in lists if len(one) == count and len({type(each) for each in one}) == 1 and [*one[0].children()]
-    ]
+    return [one for one in lists if len(one) == count and len({type(each) for each in one}) == 1 and _attends(one[0])]
+
+
+def _attends(block: nn.Module) -> bool:
+    return any("att" in f"{name} {type(part).__name__}".lower() for name, part in block.named_modules() if name)
 
 
 def cells(row: Row) -> list[str]:

@@ -11,6 +11,11 @@ _VIT = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": (32, 48), "patc
 _STAGES = {"img_size": 128, "depths": (1, 1, 1, 2), "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2)}
 _WINDOWS = {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4)}
 _HYBRID = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 64}
+_LEVIT = {"embed_dim": (16, 16, 24), "num_heads": (2, 2, 2), "depth": (1, 1, 1), "key_dim": 8}
+_PIT = {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 2), "heads": (1, 2, 4)}
+_COAT = {"img_size": 64, "serial_depths": (1, 1, 1, 1)}
+_TNT = {"img_size": 64, "depth": 2, "embed_dim": 48, "inner_dim": 8, "num_heads_outer": 2, "num_heads_inner": 2}
+_VISFORMER = {"img_size": 64, "depth": (2, 1, 1), "init_channels": 8, "embed_dim": 48, "num_heads": 2}
 
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("vit_tiny_patch16_224", _VIT),
@@ -38,10 +43,10 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "XCiT": ("xcit_nano_12_p16_224", _HYBRID),
     "CrossViT": ("crossvit_tiny_240", {"depth": ((1, 2, 0),), "embed_dim": (16, 32), "num_heads": (2, 2)}),
     "ConViT": ("convit_tiny", {**_VIT, "img_size": 32}),
-    "LeViT": ("levit_128s", {"embed_dim": (16, 16, 24), "num_heads": (2, 2, 2), "depth": (1, 1, 1), "key_dim": 8}),
-    "LeViT, convolutions": ("levit_conv_128s", {"embed_dim": (16, 16, 24), "num_heads": (2, 2, 2), "depth": (1, 1, 1), "key_dim": 8}),
-    "PiT": ("pit_ti_224", {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 2), "heads": (1, 2, 4)}),
-    "PiT, distilled": ("pit_ti_distilled_224", {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 2), "heads": (1, 2, 4)}),
+    "LeViT": ("levit_128s", _LEVIT),
+    "LeViT, convolutions": ("levit_conv_128s", _LEVIT),
+    "PiT": ("pit_ti_224", _PIT),
+    "PiT, distilled": ("pit_ti_distilled_224", _PIT),
     "PVT v2": ("pvt_v2_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 40, 64)}),
     "Twins-PCPVT": ("twins_pcpvt_small", _STAGES),
     "Twins-SVT": ("twins_svt_small", _STAGES),
@@ -56,11 +61,11 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Swin v2, Christoph Reich's": ("swinv2_cr_tiny_224", _WINDOWS),
     "MaxViT": ("test_maxvit", {}),
     "CoAtNet": ("test_coatnet", {}),
-    "CoaT": ("coat_lite_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}),
-    "CoaT, parallel": ("coat_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "embed_dims": (32,) * 4, "parallel_depth": 2}),
+    "CoaT": ("coat_lite_tiny", {**_COAT, "embed_dims": (16, 16, 32, 32)}),
+    "CoaT, parallel": ("coat_tiny", {**_COAT, "embed_dims": (32,) * 4, "parallel_depth": 2}),
     "NesT": ("nest_tiny", {"img_size": 64}),
-    "TNT": ("tnt_s_patch16_224", {"depth": 2, "img_size": 64, "embed_dim": 48, "inner_dim": 8, "num_heads_outer": 2, "num_heads_inner": 2}),
-    "Visformer": ("visformer_tiny", {"img_size": 64, "depth": (2, 1, 1), "init_channels": 8, "embed_dim": 48, "num_heads": 2}),
+    "TNT": ("tnt_s_patch16_224", _TNT),
+    "Visformer": ("visformer_tiny", _VISFORMER),
     "DaViT": ("davit_tiny", {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2)}),
     "CAFormer": ("caformer_s18", {}),
     "EdgeNeXt": ("edgenext_xx_small", {}),
@@ -102,8 +107,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 _SIZES = {"NaFlexViT": (32, 48), **dict.fromkeys((
     "PVT v2", "MobileNet v4, hybrid", "FastViT, attention", "CAFormer", "EdgeNeXt", "EfficientViT, linear attention",
-    "Next-ViT", "SwiftFormer", "LambdaNetworks", "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer", "FastViT",
-    "RepViT", "ResNet", "ConvNeXt", "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
+    "Next-ViT", "SwiftFormer", "LambdaNetworks", "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer",
+    "FastViT", "RepViT", "ResNet", "ConvNeXt", "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
 ), (128, 160))}  # fmt: skip
 """Of pictures, for models that take any."""
 
@@ -149,21 +154,20 @@ def _scale(parameter: torch.Tensor) -> float:
 
 
 def _settle(made: nn.Module, size: tuple[int, int]) -> None:
-    """Batch norms get averages of what comes to them, as training gives them, and then somewhat others."""
+    """Batch norms get averages of what comes to them, somewhat moved, as training gives them."""
     norms = [one for one in made.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    momenta = [one.momentum for one in norms]
-    for norm in norms:
-        norm.train().momentum = 1.0
+    hooks = [norm.register_forward_pre_hook(lambda norm, inputs: _measure(norm, *inputs)) for norm in norms]
     with torch.no_grad():
         made(torch.randn(4, 3, *size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval().momentum = momentum
-            mean, variance = norm.running_mean, norm.running_var
-            assert mean is not None
-            assert variance is not None
-            mean.add_((torch.rand_like(mean) - 0.5) * variance.sqrt())
-            variance.clamp_(min=float(variance.mean()))  # what hardly varies is not blown up
-            variance.mul_(torch.rand_like(variance) + 0.5)
+    for hook in hooks:
+        hook.remove()
+
+
+def _measure(norm: Any, taken: torch.Tensor) -> None:
+    variance, mean = torch.var_mean(taken, [axis for axis in range(taken.ndim) if axis != 1])
+    variance = variance.clamp(min=variance.mean())  # what hardly varies is not blown up
+    norm.running_mean.copy_(mean + variance.sqrt() * (torch.rand_like(mean) - 0.5))
+    norm.running_var.copy_(variance * (torch.rand_like(variance) + 0.5))
 
 
 def size(name: str) -> tuple[int, int]:

@@ -57,17 +57,15 @@ def measure_all(names: Sequence[str], out: Path, *, jobs: int, limit: float) -> 
 
 def _apart(name: str, limit: float) -> tuple[Row, float]:
     begun, command = time.monotonic(), [sys.executable, "-m", __spec__.name, "--family", name]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=limit
-        )
+        done = subprocess.run(command, check=True, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=limit)
+        row = of_json(json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
-        return _unknown(name, f"it took more than {limit:g} seconds"), time.monotonic() - begun
-    seconds = time.monotonic() - begun
-    if done.returncode:
-        *_, reason = ["no word", *done.stderr.strip().splitlines()]
-        return _unknown(name, reason), seconds
-    return of_json(json.loads(done.stdout.splitlines()[-1])), seconds
+        row = _unknown(name, f"it took more than {limit:g} seconds")
+    except subprocess.CalledProcessError as error:
+        row = _unknown(name, (error.stderr.strip() or str(error)).splitlines()[-1])
+    return row, time.monotonic() - begun
 
 
 def _unknown(name: str, reason: str) -> Row:

@@ -100,7 +100,7 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
     bundle, exposed = adopt_module(module, facts, lambda made: Eager(small.family, made, module), place, "it")
     manifest = bundle.manifest
     pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
-    ask = of_module(lambda: Logits(small.written_out()), manifest)
+    ask = of_module(lambda: Logits(small.written_out()), bundle)
     gradients = manifest.maps.gradients
     blocks = _blocks(module, manifest) if len(manifest.attention) == len(exposed.table) else None
 
@@ -109,7 +109,7 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
             return {GRAD_CAM: grad_cam(small.written_out, bundle, part, kind)}
         found = published(manifest, ask(kind, part))
         if blocks is not None:
-            found[LEGRAD] = legrad(lambda: Logits(small.written_out()), blocks, manifest, part, kind)
+            found[LEGRAD] = legrad(lambda: Logits(small.written_out()), blocks, bundle, part, kind)
         return found
 
     return Row(

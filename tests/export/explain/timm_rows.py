@@ -29,6 +29,12 @@ FILE = ROOT / "docs/explanations-timm.json"
 PACKAGES = ("timm", "torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
+def read() -> tuple[dict[str, str], list[Row]]:
+    """What was measured: with which versions, and all rows."""
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    return found["versions"], [of_json(row) for row in found["rows"]]
+
+
 def to_json(row: Row) -> dict[str, Any]:
     said = {name: error._asdict() for name, error in row.errors.items()}
     gradient = None if row.gradient is None else row.gradient._asdict()
@@ -73,7 +79,7 @@ def _unknown(name: str, reason: str) -> Row:
 
 
 def _write(out: Path, rows: Sequence[Row]) -> None:
-    versions = {"python": python_version(), **{name: version(name) for name in PACKAGES}}
+    versions = {"Python": python_version(), **{name: version(name) for name in PACKAGES}}
     text = json.dumps({"versions": versions, "rows": [to_json(row) for row in rows]}, indent=1)
     part = out.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")

@@ -107,6 +107,9 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
+        shape = places.shape(features) or ()
+        if len(shape) != 4 or shape[0] != places.batch:
+            raise BundleError(f"{classifier.name}: its last feature map is no (batch, channels, rows, columns)")
         rows, columns = Known(model, [features], []).shape(features)[2:]
         if not rows or not columns:
             raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")

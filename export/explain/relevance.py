@@ -33,6 +33,7 @@ from export.explain.legrad import add_legrad
 from export.explain.source import Source, behind, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.graph.attention import find
+from export.graph.geometry import layer_of
 from export.graph.nodes import used
 from export.graph.places import Places
 from export.names import LOGITS, POOLING
@@ -97,13 +98,14 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
     """
-    maps, why_not = possible(classifier.layers, classifier.pooling)
+    maps, why_not = possible(model, classifier.layers, classifier.pooling)
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
     logits = classifier.logits
     open_gelus(model, [_softmax(value) for value in classifier.attention], logits)
-    places, others = _places(model), other_floats(model)
+    places = _places(model) if classifier.layers else None
+    others = other_floats(model)
     seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
         features = last_features(model, logits)
@@ -150,23 +152,34 @@ def _places(model: ir.Model) -> Places:
 
 
 def possible(
-    layers: Sequence[AttentionLayer], pooling: Pooling | None
+    model: ir.Model, layers: Sequence[AttentionLayer], pooling: Pooling | None
 ) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
     """(the maps that a model of this attention and pooling can have, and of the others why not)."""
     if not layers:
-        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it gives no attention")
+        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, _no_layer(model))
     reason = _lacks(layers[-1], pooling)
     found = () if reason else OF_ATTENTION
     without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
     return found, {**without, GRAD_CAM: "it is for models without attention"}
 
 
+def _no_layer(model: ir.Model) -> str:
+    """Why a graph gives no attention, in words; where it has some, what keeps the last of it from being a layer."""
+    found = find(model, _places(model))
+    return "it gives no attention" + (f": in {found[-1].name} {layer_of(found[-1], '', None)}" if found else "")
+
+
 def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
     """Why attention cannot be carried from the pooled row to the patches, in words; None where it can."""
+    if last.windows is not None:
+        (down, across), (rows, columns) = last.windows.count, last.windows.picture
+        kind = "interleaved windows" if last.windows.layout == "interleaved" else "windows"
+        return (
+            f"the last layer attends within {down} x {across} {kind} of {last.grid[0]} x {last.grid[1]} of its "
+            f"{rows} x {columns} patches, so no row of it reads the whole picture"
+        )
     if pooling is None:
         return "how the classifier reads the tokens is not known"
-    if last.windows is not None:
-        return "the last layer attends within windows, so no row of it reads the whole picture"
     return None
 
 

@@ -77,7 +77,7 @@ def _measured(name: str, architecture: str, module: nn.Module, place: Path) -> R
     pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
     ask = of_module(lambda: Logits(more_families.model(name)), manifest)
     gradients = manifest.maps.gradients
-    blocks = _blocks(module, manifest) if len(manifest.attention) == len(exposed.table) else None
+    blocks = _blocks(module, manifest)
 
     def maps(kind: torch.dtype, part: Array) -> dict[str, Array]:
         if gradients is not None and GRAD_CAM in gradients.names:
@@ -101,17 +101,15 @@ def _measured(name: str, architecture: str, module: nn.Module, place: Path) -> R
 
 
 def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
-    """Of a model whose attention is one list of blocks; None where LeGrad has to go without autograd beside it."""
+    """Of a model whose last list is that of the blocks; None where LeGrad has to go without autograd beside it."""
     gradients = manifest.maps.gradients
-    if gradients is None or LEGRAD not in gradients.names or len(gradients.layers) != len(manifest.attention):
+    if gradients is None or LEGRAD not in gradients.names or len(_last_list(module)) != len(gradients.layers):
         return None
+    return lambda inner: (_last_list(inner), "forward", (1,))
 
-    def of(inner: nn.Module) -> tuple[list[nn.Module], str, tuple[int, ...]]:
-        lists = [one for one in inner.modules() if isinstance(one, nn.ModuleList)]
-        (blocks,) = [one for one in lists if len(one) == len(manifest.attention)][:1]
-        return [*blocks], "forward", (1,)
 
-    return of
+def _last_list(module: nn.Module) -> list[nn.Module]:
+    return [*[one for one in module.modules() if isinstance(one, nn.ModuleList)][-1]]
 
 
 def cells(row: Row) -> list[str]:

@@ -123,7 +123,9 @@ def published(manifest: Manifest, found: Autograd) -> dict[str, Array]:
 
 
 BlocksOf = Callable[[nn.Module], tuple[Sequence[nn.Module], str, tuple[int, ...]]]
-"""A source's blocks, one a layer of attention, their method that runs, and the axes of the tokens that it gives."""
+"""A source's blocks, the last ones one a layer of the maps, their method that runs, and the axes of the tokens that it
+gives.
+"""
 
 
 def legrad(
@@ -133,17 +135,17 @@ def legrad(
     assert manifest.maps.gradients is not None
     assert manifest.pooling is not None
     module, shapes = make().to(kind).eval(), [(len(pixels), *layer.shape) for layer in manifest.attention]
-    blocks = Blocks(*blocks_of(module))
-    names = [layer.output for layer in manifest.attention]
+    count = len(manifest.maps.gradients.layers)
+    listed, method, axes = blocks_of(module)
+    blocks = Blocks(listed[-count:], method, axes)
 
     def run() -> tuple[Tensor, list[Tensor]]:
         with Probabilities() as mode:
             logits = logits_of(module(torch.from_numpy(pixels).to(kind)))
-        return logits, [mode.seen[place] for place in matching(shapes, mode.seen)]
+        return logits, [mode.seen[place] for place in matching(shapes, mode.seen)[-count:]]
 
     class_token = manifest.pooling.kind in ("class_token", "class_and_distillation")
-    layers = [names.index(name) for name in manifest.maps.gradients.layers]
-    found = by_autograd(run, blocks, layers, class_token=class_token)
+    found = by_autograd(run, blocks, range(count), class_token=class_token)
     return found[..., manifest.attention[-1].patch_slice]
 
 

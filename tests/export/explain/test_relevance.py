@@ -37,7 +37,7 @@ WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
 
 
 def maps_possible(bundle: Bundle) -> tuple[str, ...]:
-    return possible(bundle.manifest.attention, bundle.manifest.pooling)[0]
+    return possible(ir.load(bundle.graph), bundle.manifest.attention, bundle.manifest.pooling)[0]
 
 
 def explained(bundle: Bundle) -> onnxruntime.InferenceSession:

@@ -104,21 +104,10 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
     logits = classifier.logits
     open_gelus(model, [_softmax(value) for value in classifier.attention], logits)
-    places = _places(model) if classifier.layers else None
-    others = other_floats(model)
-    seed = _seed(Adder(model), model, logits, classifier.classes)
     if GRAD_CAM in maps:
-        features = last_features(model, logits)
-        rows, columns = Known(model, [features], []).shape(features)[2:]
-        if not rows or not columns:
-            raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
-        gradients = differentiate(model, {logits: seed}, [features])
-        add = Adder(model)
-        summed = _grad_cam(add, widened(add, features, others), gradients[features])
-        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns), rows * columns)
-        derivatives = [Derivative(logits, seed, gradients)]
-        return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
-
+        return _add_grad_cam(model, classifier, why_not)
+    places, others = _places(model), other_floats(model)
+    seed = _seed(Adder(model), model, logits, classifier.classes)
     layers = _stage(model, classifier, places)
     sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
     learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
@@ -271,6 +260,21 @@ def _by_layers(
 def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
     """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
     return laid_out(add, positive[source.value], source.layout)
+
+
+def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[GradientMapName, str]) -> Explained:
+    logits, others = classifier.logits, other_floats(model)
+    seed = _seed(Adder(model), model, logits, classifier.classes)
+    features = last_features(model, logits)
+    rows, columns = Known(model, [features], []).shape(features)[2:]
+    if not rows or not columns:
+        raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
+    gradients = differentiate(model, {logits: seed}, [features])
+    add = Adder(model)
+    summed = _grad_cam(add, widened(add, features, others), gradients[features])
+    _output(add, model, GRAD_CAM, summed, slice(0, rows * columns), rows * columns)
+    derivatives = [Derivative(logits, seed, gradients)]
+    return Explained(GradientMaps(names=(GRAD_CAM,), grid=(rows, columns)), why_not, derivatives)
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

@@ -154,8 +154,9 @@ def possible(
 
 def _no_layer(model: ir.Model) -> str:
     """Why a graph gives no attention, in words; where it has some, what keeps the last of it from being a layer."""
-    found = find(model, _places(model))
-    return "it gives no attention" + (f": in {found[-1].name} {layer_of(found[-1], '', None)}" if found else "")
+    layers = [(one.name, layer_of(one, "", None)) for one in find(model, _places(model))]
+    reasons = [f": in {name} {reason}" for name, reason in layers if isinstance(reason, str)]
+    return "it gives no attention" + "".join(reasons[-1:])
 
 
 def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:

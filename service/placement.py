@@ -17,13 +17,13 @@ RECORD = {"session.record_ep_graph_assignment_info": "1"}
 # fmt: off
 _OF_SHAPES = frozenset([
     "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
-    "Gather", "GatherElements", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
+    "Gather", "GatherElements", "Greater", "Identity", "If", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
     "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "Shape", "Size",
     "Slice", "Split", "Squeeze", "Sub", "Tile", "Unsqueeze", "Where",
 ])
 # fmt: on
 """Operators by which shapes and indices are worked out. CUDA has a kernel of each for float32 and float16, so what is
-left to the CPU of them is of integers."""
+left to the CPU of them is of integers. What stands in the branches of an If counts for itself."""
 
 
 def strayed(session: onnxruntime.InferenceSession) -> list[str]:

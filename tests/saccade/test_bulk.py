@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,9 @@ def test_why_a_class_is_a_line_and_a_picture_like_any_other(
 def test_a_relevance_that_cannot_be_opened_stops_it_and_not_the_pictures(
     models: Path, pictures: Path, tmp_path: Path, where: str
 ) -> None:
-    """It is no picture's fault: the lines until then stay, no picture gets one for it, and --resume has the rest."""
+    """It is no picture's fault: the lines until then stay, no picture gets one for it, and --resume has the rest. The
+    reason is where it can be read: in the service's log, and without a service in the sentence itself.
+    """
     bundle, out = copy_bundle(models, "tiny-cct", tmp_path / "models"), tmp_path / "results.jsonl"
     update_bundle(bundle, {}, {RELEVANCE: b"this is no graph"})
     first, second = pictures / "01.png", pictures / "02.png"
@@ -165,7 +168,10 @@ def test_a_relevance_that_cannot_be_opened_stops_it_and_not_the_pictures(
         classify(first, *place, "--out", out)
         for _ in range(2):
             said = classify(first, second, *place, "--maps", "relevance", "--out", out, "--resume", code=2)
-            assert "relevance.onnx of tiny-cct@1 could not be opened: the log says why" in said
+            if where == "service":
+                assert "relevance.onnx of tiny-cct@1 could not be opened: the service's log says why\n" in said
+            else:
+                assert re.fullmatch(r"saccade: .*ONNX Runtime does not load .*relevance\.onnx: .*\n", said)
             assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True)]
         classify(first, second, *place, "--out", out, "--resume")
         assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True), (str(second), True)]

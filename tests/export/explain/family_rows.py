@@ -126,7 +126,7 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
 
 
 def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
-    """Of a model with a list of as many blocks as there are layers; None where LeGrad has to go without autograd beside it."""
+    """Of a model with a list of as many blocks as layers; None where LeGrad has to go without autograd beside it."""
     gradients = manifest.maps.gradients
     if gradients is None or LEGRAD not in gradients.names:
         return None

@@ -210,8 +210,8 @@ def _softmax(value: ir.Value) -> ir.Value:
 
 
 def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Value:
-    """(k, batch, classes): 1 at the class asked for. TopK or GatherElements refuses a rank that is none, and
-    ScatterElements a class.
+    """(k, batch, classes): 1 at the class asked for. TopK or GatherElements refuses a rank that is none, and Gather a
+    class.
     """
     asked = ir.Value(name=CLASS_INDEX, shape=ir.Shape(["batch", "k"]), type=ir.TensorType(ir.DataType.INT64))
     model.graph.inputs.append(asked)
@@ -220,10 +220,8 @@ def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Val
     add("TopK", logits, add("ReduceMax", add("Reshape", ranks, [-1]), [0], keepdims=1), axis=1)
     ranked = add("GatherElements", add.output(add.made[-1], 1), add("Sub", ranks, add.constant(np.array(1))), axis=1)
     index = add("Where", add("Less", asked, none), ranked, asked)
-    index = add("Unsqueeze", add("Transpose", index, perm=[1, 0]), [2])
-    shape = add("Concat", add("Shape", index, start=0, end=2), [classes], axis=0)
-    ones = add("Expand", add.number(1.0), add("Shape", index))
-    return add("ScatterElements", add("Expand", add.number(0.0), shape), index, ones, axis=2)
+    known = add("Gather", add.constant(np.arange(classes)), add("Transpose", index, perm=[1, 0]))
+    return add("OneHot", known, add.constant(np.array(classes)), add.constant(np.float32([0, 1])), axis=2)
 
 
 def _by_layers(

@@ -1,6 +1,5 @@
 """Softmax and norms."""
 
-import numpy as np
 import onnx_ir as ir
 
 from export.explain.gradients.rule import Rule, first

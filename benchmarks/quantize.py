@@ -26,7 +26,8 @@ from export.recipe import load_recipe
 from saccade.bundle import Bundle, open_bundle, resolve_bundle, write_bundle
 from saccade.golden import made_pictures
 from saccade.preprocess import normalize
-from service.session import CPU, OnnxRunner, load_head
+from service.placement import CPU
+from service.session import OnnxRunner, load_head
 
 RANDOM = "random-vit-s"
 RECIPE = "imagenet-vit-s"

@@ -13,8 +13,9 @@ import onnxruntime
 
 from benchmarks.sessions import LOGITS, Feed, feed_of, maps_feed_of, open_labels, open_maps
 from saccade.bundle import Bundle
+from service.placement import CPU
 from service.relevance import SHARED, left_out
-from service.session import CPU, session_options
+from service.session import session_options
 
 _RUNS = 30
 _NONE: Mapping[str, str] = MappingProxyType({})

@@ -1,6 +1,6 @@
 """What maps of the gradient cost those who do not ask for them, and those who do, in a running service.
 
-    python -m benchmarks.relevance_service [--rounds 7] [--seconds 5] [--callers 16] [--works cct vit-ti]
+    python -m benchmarks.relevance_service [--rounds 7] [--seconds 5] [--callers 16] [--works cct vit-ti] [--provider P]
 
 In pairs. Labels from a service whose relevance.onnx is open, against one with SACCADE_RELEVANCE=off. A single caller
 with `maps=relevance`, for one class and for five, against labels. And how long labels take while as many callers again
@@ -17,6 +17,7 @@ from benchmarks.entrants import Figures, LiveServer
 from benchmarks.load import Load, closed
 from benchmarks.stats import Ratio, paired_ratio
 from benchmarks.works import CACHE, QUERIES, Work, works
+from service.placement import CPU
 
 LABELS = QUERIES["labels"]
 ONE, FIVE = "maps=relevance", "maps=relevance&classes=topk&top_k=5"
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--works", nargs="+", default=["cct", "vit-ti"])
+    parser.add_argument("--provider", default=CPU, help="the services' execution provider")
     options = parser.parse_args()
     known = works()
     for name in options.works:
@@ -35,7 +37,7 @@ def main() -> None:
         with ExitStack() as stack:
             live: dict[str, LiveServer] = {}
             for relevance in ("start", "off"):
-                settings = {"relevance": relevance}
+                settings = {"relevance": relevance, "providers": options.provider}
                 live[relevance] = LiveServer(Ours("ours", "the service"), work, "labels", settings, CACHE)
                 stack.callback(live[relevance].stop)
             with_ = live["start"]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from saccade.bundle import Bundle
 from saccade.golden import made_pictures
 from saccade.preprocess import normalize
+from service.placement import CPU
 from service.relevance import SHARED, left_out
-from service.session import CLASS_INDEX, CPU, open_session, switches_of
+from service.session import CLASS_INDEX, open_session, switches_of
 
 LOGITS = "logits"
 Feed = dict[str, NDArray[Any]]

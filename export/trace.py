@@ -2,9 +2,11 @@
 
 import io
 import logging
+import math
 import warnings
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -12,9 +14,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from export.names import INPUT
 
@@ -33,7 +37,7 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
     # A batch of 1 would be specialised on by torch.export; 2 stays dynamic.
     example = torch.zeros(1 if alone else 2, 3, *size)
     shapes = None if alone else {INPUT: {0: torch.export.Dim("batch")}}
-    with _silence(), plain_attention(), torch.no_grad():
+    with _silence(), plain_attention(), _WrittenOut(), torch.no_grad():
         exported = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes, strict=False)
         _plain_means(exported)
         program = torch.onnx.export(
@@ -49,6 +53,40 @@ def trace(module: nn.Module, size: tuple[int, int], outputs: Sequence[str], *, a
     if not alone:
         _name_batch(program.model)
     return program.model
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Attention of other shapes than (batch, heads, tokens, width), which are all that the exporter takes."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else given["query"]
+            if query.ndim != 4 and not given.get("enable_gqa"):
+                return _attention(*args, **given)
+        return func(*args, **given)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: bool,
+) -> Tensor:
+    """What PyTorch's documentation says of `scaled_dot_product_attention`."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
+    return torch.dropout(scores.softmax(-1), dropout_p, dropout_p > 0) @ value
 
 
 def _name_batch(model: ir.Model) -> None:
@@ -88,18 +126,30 @@ def _silence() -> Iterator[None]:
 
 
 def name_after_modules(model: ir.Model) -> None:
-    """Softmax nodes are called after the module that computes them, as its author knows it: `encoder.3.attention`."""
+    """Softmax nodes are called after the module that computes them, as its author knows it: `encoder.3.attention`; the
+    second of a module `encoder.3.attention (2)`, for no two nodes of a graph may have one name.
+    """
+    named: Counter[str] = Counter()
     for node in model.graph:
         if node.op_type == "Softmax" and SCOPES in node.metadata_props:
-            module = "".join(literal_eval(node.metadata_props[SCOPES])[:-1][-1:])
-            node.name = module.removeprefix("model").removeprefix(".") or node.name
+            scope = "".join(literal_eval(node.metadata_props[SCOPES])[:-1][-1:])
+            module = scope.removeprefix("model").removeprefix(".")
+            named[module] += 1
+            node.name = (module if named[module] == 1 else f"{module} ({named[module]})") if module else node.name
+
+
+_MEANS = {torch.ops.aten.adaptive_avg_pool1d.default: [-1], torch.ops.aten.adaptive_avg_pool2d.default: [-1, -2]}
+"""Adaptive pools, and the axes that they take the mean of where one place is left."""
 
 
 def _plain_means(exported: ExportedProgram) -> None:
-    """A mean written as adaptive pooling to one place would be decomposed into strides, in which nobody knows it."""
+    """A mean written as adaptive pooling to one place would be decomposed into strides, in which nobody knows it: in
+    one dimension always, in two where the channels lie last in memory.
+    """
     for node in exported.graph.nodes:
-        if node.target is torch.ops.aten.adaptive_avg_pool1d.default and list(node.args[1]) == [1]:
-            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-1], True)
+        if node.target in _MEANS and {*node.args[1]} == {1}:
+            node.args = (node.args[0], _MEANS[node.target], True)
+            node.target = torch.ops.aten.mean.dim
     exported.graph_module.recompile()
 
 

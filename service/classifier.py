@@ -26,10 +26,11 @@ from service.batcher import Batcher, Ran, Runner
 from service.encode import LARGE, to_json
 from service.memory import own_memory, refusal_of_sessions
 from service.metrics import Metrics
+from service.placement import CPU
 from service.plan import stand_back
 from service.relevance import Relevance
 from service.selection import Gradients, Selection, offered, select, too_large
-from service.session import CPU, OnnxRunner, load_head
+from service.session import OnnxRunner, load_head
 from service.settings import Settings
 from service.workers import Workers
 

@@ -20,11 +20,11 @@ from saccade.golden import check_golden_maps
 from saccade.manifest import GradientMaps, Manifest
 from service.batcher import RUNNER
 from service.memory import refusal_of_relevance
+from service.placement import CPU
 from service.plan import stand_back
 from service.postprocess import Head
 from service.session import (
     CLASS_INDEX,
-    CPU,
     Floats,
     Indices,
     Shapes,

@@ -18,9 +18,14 @@ from saccade.bundle import Bundle
 from saccade.errors import BundleError, SettingsError
 from saccade.golden import check_golden
 from saccade.manifest import Manifest
+from service.placement import CPU, RECORD, strayed
 from service.postprocess import Head
 
-CPU = "CPUExecutionProvider"
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    # TF32 keeps 10 bits of a number's 23, which is further from the trained model than a bundle allows. And the search
+    # for the fastest convolution would begin anew for each number of pictures that a batch has.
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 CLASS_INDEX = "class_index"
 """The second input of relevance.onnx, int64 (batch, k)."""
 
@@ -139,24 +144,25 @@ def open_session(
     options = session_options(threads, spinning)
     if not warnings:
         options.log_severity_level = 3
-    if CPU not in providers:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    for name, value in entries.items():
+    strict = CPU not in providers
+    for name, value in {**entries, **(RECORD if strict else {})}.items():
         options.add_session_config_entry(name, value)
     try:
         session = onnxruntime.InferenceSession(
-            str(graph), options, providers=list(providers), disabled_optimizers=list(without)
+            str(graph),
+            options,
+            providers=[(name, PROVIDER_OPTIONS.get(name, {})) for name in providers],
+            disabled_optimizers=list(without),
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class with each other
-        if CPU not in providers and "fallback to CPU" in str(error):
-            raise SettingsError(
-                f"{manifest.id} asked for {', '.join(providers)} and would get {CPU}, in part at least: is "
-                "there such a device, with its driver? ONNX Runtime says more in the lines before"
-            ) from error
         raise BundleError(f"ONNX Runtime does not load {graph}: {error}") from error
-    provider = session.get_providers()[0]
-    if provider != providers[0]:
-        raise SettingsError(f"{manifest.id} asked for {providers[0]} and got {provider}")
+    got = session.get_providers()[0]
+    left = strayed(session) if strict else []
+    if got != providers[0] or left:
+        raise SettingsError(
+            f"{manifest.id} asked for {', '.join(providers)} and would get {CPU}{' for ' if left else ''}"
+            f"{', '.join(left)}: is there such a device, with its driver? ONNX Runtime says more in the lines before"
+        )
     return session
 
 

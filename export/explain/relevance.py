@@ -33,6 +33,7 @@ from export.explain.legrad import add_legrad
 from export.explain.source import Source, behind, laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.graph.attention import find
+from export.graph.geometry import layer_of
 from export.graph.nodes import used
 from export.graph.places import Places
 from export.names import LOGITS, POOLING
@@ -97,26 +98,16 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     Raises BundleError where there are none, with the reason of each, and where an operator
     on the way has no gradient.
     """
-    maps, why_not = possible(classifier.layers, classifier.pooling)
+    maps, why_not = possible(model, classifier.layers, classifier.pooling)
     if not maps:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why_not.items())
         raise BundleError(f"{classifier.name} can have no map of gradients: {reasons}")
     logits = classifier.logits
     open_gelus(model, [_softmax(value) for value in classifier.attention], logits)
+    if GRAD_CAM in maps:
+        return _add_grad_cam(model, classifier, why_not)
     places, others = _places(model), other_floats(model)
     seed = _seed(Adder(model), model, logits, classifier.classes)
-    if GRAD_CAM in maps:
-        features = last_features(model, logits)
-        rows, columns = Known(model, [features], []).shape(features)[2:]
-        if not rows or not columns:
-            raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
-        gradients = differentiate(model, {logits: seed}, [features])
-        add = Adder(model)
-        summed = _grad_cam(add, widened(add, features, others), gradients[features])
-        _output(add, model, GRAD_CAM, summed, slice(0, rows * columns), rows * columns)
-        derivatives = [Derivative(logits, seed, gradients)]
-        return Explained(GradientMaps(names=maps, grid=(rows, columns)), why_not, derivatives)
-
     layers = _stage(model, classifier, places)
     sources = [source_of(model, value, logits) for value in classifier.attention[-len(layers) :]]
     learned = None if classifier.weights is None else source_of(model, classifier.weights, logits)
@@ -150,23 +141,35 @@ def _places(model: ir.Model) -> Places:
 
 
 def possible(
-    layers: Sequence[AttentionLayer], pooling: Pooling | None
+    model: ir.Model, layers: Sequence[AttentionLayer], pooling: Pooling | None
 ) -> tuple[tuple[GradientMapName, ...], dict[GradientMapName, str]]:
     """(the maps that a model of this attention and pooling can have, and of the others why not)."""
     if not layers:
-        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, "it gives no attention")
+        return (GRAD_CAM,), dict.fromkeys(OF_ATTENTION, _no_layer(model))
     reason = _lacks(layers[-1], pooling)
     found = () if reason else OF_ATTENTION
     without = dict.fromkeys(OF_ATTENTION, reason) if reason else {}
     return found, {**without, GRAD_CAM: "it is for models without attention"}
 
 
+def _no_layer(model: ir.Model) -> str:
+    """Why a graph gives no attention, in words; where it has some, what keeps the last of it from being a layer."""
+    layers = [(one.name, layer_of(one, "", None)) for one in find(model, _places(model))]
+    reasons = [f": in {name} {reason}" for name, reason in layers if isinstance(reason, str)]
+    return "it gives no attention" + "".join(reasons[-1:])
+
+
 def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
     """Why attention cannot be carried from the pooled row to the patches, in words; None where it can."""
+    if last.windows is not None:
+        (down, across), (rows, columns) = last.windows.count, last.windows.picture
+        kind = "interleaved windows" if last.windows.layout == "interleaved" else "windows"
+        return (
+            f"the last layer attends within {down} x {across} {kind} of {last.grid[0]} x {last.grid[1]} of its "
+            f"{rows} x {columns} patches, so no row of it reads the whole picture"
+        )
     if pooling is None:
         return "how the classifier reads the tokens is not known"
-    if last.windows is not None:
-        return "the last layer attends within windows, so no row of it reads the whole picture"
     return None
 
 
@@ -210,8 +213,8 @@ def _softmax(value: ir.Value) -> ir.Value:
 
 
 def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Value:
-    """(k, batch, classes): 1 at the class asked for. TopK or GatherElements refuses a rank that is none, and Gather a
-    class.
+    """(k, batch, classes): 1 at the class asked for. TopK or GatherElements refuses a rank that is none, and
+    ScatterElements a class.
     """
     asked = ir.Value(name=CLASS_INDEX, shape=ir.Shape(["batch", "k"]), type=ir.TensorType(ir.DataType.INT64))
     model.graph.inputs.append(asked)
@@ -220,8 +223,10 @@ def _seed(add: Adder, model: ir.Model, logits: ir.Value, classes: int) -> ir.Val
     add("TopK", logits, add("ReduceMax", add("Reshape", ranks, [-1]), [0], keepdims=1), axis=1)
     ranked = add("GatherElements", add.output(add.made[-1], 1), add("Sub", ranks, add.constant(np.array(1))), axis=1)
     index = add("Where", add("Less", asked, none), ranked, asked)
-    known = add("Gather", add.constant(np.arange(classes)), add("Transpose", index, perm=[1, 0]))
-    return add("OneHot", known, add.constant(np.array(classes)), add.constant(np.float32([0, 1])), axis=2)
+    index = add("Unsqueeze", add("Transpose", index, perm=[1, 0]), [2])
+    shape = add("Concat", add("Shape", index, start=0, end=2), [classes], axis=0)
+    ones = add("Expand", add.number(1.0), add("Shape", index))
+    return add("ScatterElements", add("Expand", add.number(0.0), shape), index, ones, axis=2)
 
 
 def _by_layers(
@@ -256,6 +261,24 @@ def _by_layers(
 def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value]) -> ir.Value:
     """In the layout of the output, with the classes in front: (k, batch, heads, rows, N)."""
     return laid_out(add, positive[source.value], source.layout)
+
+
+def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[GradientMapName, str]) -> Explained:
+    logits, others = classifier.logits, other_floats(model)
+    seed = _seed(Adder(model), model, logits, classifier.classes)
+    features, places = last_features(model, logits), _places(model)
+    shape = places.shape(features) or ()
+    if len(shape) != 4 or shape[0] != places.batch:
+        raise BundleError(f"{classifier.name}: its last feature map is no (batch, channels, rows, columns)")
+    rows, columns = Known(model, [features], []).shape(features)[2:]
+    if not rows or not columns:
+        raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
+    gradients = differentiate(model, {logits: seed}, [features])
+    add = Adder(model)
+    summed = _grad_cam(add, widened(add, features, others), gradients[features])
+    _output(add, model, GRAD_CAM, summed, slice(0, rows * columns), rows * columns)
+    derivatives = [Derivative(logits, seed, gradients)]
+    return Explained(GradientMaps(names=(GRAD_CAM,), grid=(rows, columns)), why_not, derivatives)
 
 
 def _grad_cam(add: Adder, features: ir.Value, gradient: ir.Value) -> ir.Value:

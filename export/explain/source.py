@@ -59,11 +59,17 @@ def last_features(model: ir.Model, logits: ir.Value) -> ir.Value:
         over = None if held is None else sorted(int(axis) % 4 for axis in held.numpy().ravel())
         if node.op_type in ("GlobalAveragePool", "GlobalMaxPool") or over == [2, 3]:
             pooled = node.inputs[0]
-        convolved = node.outputs[0] if node.op_type == "Conv" else convolved
+        convolved = node.outputs[0] if _of_pictures(node) else convolved
     found = pooled or convolved
     if found is None:
         raise BundleError("the graph has neither attention nor a convolution that a map could be made of")
     return found
+
+
+def _of_pictures(node: ir.Node) -> bool:
+    """Whether it is a convolution over rows and columns."""
+    kernel = node.inputs[1] if node.op_type == "Conv" else None
+    return kernel is not None and (kernel.shape is None or len(kernel.shape) == 4)
 
 
 def _bottlenecks(model: ir.Model, logits: ir.Value) -> set[ir.Value]:

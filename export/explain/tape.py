@@ -175,14 +175,18 @@ class Tape:
         behind = [-1 if length is None else length for length in shape]
         return self("Reshape", folded, self("Concat", self.k, behind, axis=0))
 
-    def pad(self, gradient: ir.Value, axis: int, before: int, after: int) -> ir.Value:
-        """Zeros around an axis of the value; negative lengths cut off."""
+    def pad(self, gradient: ir.Value, axis: int, before: int, after: int, rank: int) -> ir.Value:
+        """Zeros around an axis of a value of that rank; negative lengths cut off.
+
+        All axes are said: where Pad names some alone, ONNX Runtime 1.31 moves it wrongly past a Transpose.
+        """
         if before < 0 or after < 0:
             end = after if after < 0 else np.iinfo(np.int64).max
             gradient = self("Slice", gradient, [max(-before, 0)], [end], [axis + 1])
         if before <= 0 and after <= 0:
             return gradient
-        return self("Pad", gradient, [max(before, 0), max(after, 0)], None, [axis + 1])
+        around = [[0] * (axis + 1) + [max(length, 0)] + [0] * (rank - 1 - axis) for length in (before, after)]
+        return self("Pad", gradient, [*around[0], *around[1]])
 
     def transposed(self, value: ir.Value | None) -> ir.Value:
         """With its last two axes exchanged."""
@@ -227,12 +231,12 @@ class Tape:
             (length,) = self.lengths(value, axis, axis + 1)
             ends = [part.start for part in ordered[1:]] + [length]
             if any(part.stop > end for part, end in zip(ordered, ends, strict=True)):
-                joined += [self._padded(part, part.start, length - part.stop) for part in ordered]
+                joined += [self._padded(part, part.start, length - part.stop, value) for part in ordered]
                 continue
-            padded = [self._padded(part, 0 if index else part.start, end - part.stop)
+            padded = [self._padded(part, 0 if index else part.start, end - part.stop, value)
                       for index, (part, end) in enumerate(zip(ordered, ends, strict=True))]  # fmt: skip
             joined.append(padded[0] if len(padded) == 1 else self("Concat", *padded, axis=axis + 1))
         return joined
 
-    def _padded(self, part: Part, before: int, after: int) -> ir.Value:
-        return self.pad(part.gradient, part.axis, before, after)
+    def _padded(self, part: Part, before: int, after: int, value: ir.Value) -> ir.Value:
+        return self.pad(part.gradient, part.axis, before, after, self.rank(value))

@@ -117,7 +117,9 @@ class Grids:
         return Labels(placed[0].frame, result)
 
     def concatenated(self, parts: Sequence[Labels | NDArray[Any]], axis: int) -> Labels:
-        """Side by side along `axis`. Constants beside places are special tokens, each with a number of its own."""
+        """Side by side along `axis`. Constants beside places are special tokens, each with a number of its own, and so
+        are special tokens of another grid.
+        """
         placed = [part for part in parts if isinstance(part, Labels) and part.frame.order]
         if not placed:
             length = sum(part.shape[axis] for part in parts)
@@ -125,13 +127,13 @@ class Grids:
         frame = max((part.frame for part in placed), key=lambda frame: frame.order)
         blocks: list[Cells] = []
         for part in parts:
-            if isinstance(part, Labels):
+            if isinstance(part, Labels) and (part.frame == frame or not (part.cells < NOWHERE).all()):
                 blocks.append(part.cells if part.frame == frame else np.full(part.shape, NOWHERE))
                 continue
             count = part.shape[axis]
             taken = self._specials.get(frame, 0)
             self._specials[frame] = taken + count
-            numbers = (NOWHERE - 1 - taken - np.arange(count)).reshape(count, *[1] * (part.ndim - axis - 1))
+            numbers = (NOWHERE - 1 - taken - np.arange(count)).reshape(count, *[1] * (len(part.shape) - axis - 1))
             blocks.append(np.broadcast_to(numbers, part.shape))
         return Labels(frame, np.concatenate(blocks, axis))
 

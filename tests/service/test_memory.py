@@ -164,7 +164,8 @@ from saccade.bundle import open_bundle
 from service.memory import own_memory
 from service.plan import Cpus, make_plan
 from service.relevance import Relevance
-from service.session import CPU, OnnxRunner, load_head
+from service.placement import CPU
+from service.session import OnnxRunner, load_head
 from service.settings import Settings
 bundle = open_bundle(Path(sys.argv[1]))
 plan, head = make_plan(Settings(), Cpus(1, 1.0), CPU), load_head(bundle)

@@ -31,7 +31,8 @@ def test_a_provider_whose_device_is_missing_stops_the_start(models: Path) -> Non
     """Built in, but without its device: no silent fall back to the CPU, and the sentence says what to look for."""
     bundle = open_bundle(models / "tiny-resnet" / "1")
     with pytest.raises(
-        SettingsError, match=r"^tiny-resnet@1 asked for AzureExecutionProvider and would get CPU.*driver"
+        SettingsError,
+        match=r"^tiny-resnet@1 asked for AzureExecutionProvider and would get CPUExecutionProvider for Conv.*driver",
     ):
         OnnxRunner(bundle, ("AzureExecutionProvider",), 1)
 

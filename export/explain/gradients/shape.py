@@ -75,12 +75,12 @@ def _spread(
     if taken.step < 0:
         gradient = tape("Slice", gradient, [-1], [-(2**31)], [axis + 1], [-1])
         taken = taken[::-1]
-    count, step = len(taken), taken.step
+    count, step, rank = len(taken), taken.step, axis + 1 + len(behind)
     if step > 1:
-        gradient = tape.pad(tape("Unsqueeze", gradient, [axis + 2]), axis + 1, 0, step - 1)
+        gradient = tape.pad(tape("Unsqueeze", gradient, [axis + 2]), axis + 1, 0, step - 1, rank + 1)
         whole = [*[0] * (axis + 1), count * step, *(-1 if one is None else one for one in behind)]
         gradient = tape("Reshape", gradient, whole)
-    return tape.pad(gradient, axis, taken.start, length - taken.start - count * step)
+    return tape.pad(gradient, axis, taken.start, length - taken.start - count * step, rank)
 
 
 def _gather(tape: Tape, node: ir.Node, gradient: ir.Value) -> Contribution:
@@ -105,15 +105,19 @@ def _gather(tape: Tape, node: ir.Node, gradient: ir.Value) -> Contribution:
         return Part(axis, int(places[0]), int(places[-1]) + 1, gradient)
     if len(np.unique(places)) == len(places) == length:
         return tape("Gather", gradient, np.argsort(places), axis=axis + 1)
-    return _added(tape, gradient, axis, length, places)
+    return _added(tape, gradient, (axis, tape.rank(data)), length, places)
 
 
-def _added(tape: Tape, gradient: ir.Value, axis: int, length: int, places: NDArray[Any]) -> ir.Value:
-    """Each place of the input gets the sum of what was taken from it: rounds of one place each, and a zero."""
+def _added(tape: Tape, gradient: ir.Value, of: tuple[int, int], length: int, places: NDArray[Any]) -> ir.Value:
+    """Each place of the input gets the sum of what was taken from it: rounds of one place each, and a zero.
+
+    `of` is the axis, and how many the input has.
+    """
+    axis, rank = of
     order = np.argsort(places, kind="stable")
     counts = np.bincount(places, minlength=length)
     begins = np.cumsum([0, *counts[:-1]])
-    padded = tape.pad(gradient, axis, 0, 1)
+    padded = tape.pad(gradient, axis, 0, 1, rank)
     total = None
     for turn in range(int(counts.max())):
         missing = begins + turn >= begins + counts
@@ -132,9 +136,10 @@ def _pad(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
         )
     lengths = tape.numbers(node, 1)
     assert lengths is not None
-    axes = tape.numbers(node, 3) or list(range(tape.rank(node.inputs[0])))
+    rank = tape.rank(node.inputs[0])
+    axes = tape.numbers(node, 3) or list(range(rank))
     for axis, before, after in zip(axes, lengths[: len(axes)], lengths[len(axes) :], strict=True):
-        gradient = tape.pad(gradient, axis % tape.rank(node.inputs[0]), -before, -after)
+        gradient = tape.pad(gradient, axis % rank, -before, -after, rank)
     return gradient
 
 

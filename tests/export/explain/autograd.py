@@ -1,10 +1,11 @@
 """Gradients of a PyTorch model by its attention probabilities, as autograd gives them."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -42,10 +43,57 @@ def gradients(model: nn.Module, pixels: Tensor, seed: Tensor) -> tuple[list[Tens
     return [mode.seen[index] for index in used], [torch.stack([row[index] for row in rows]) for index in used]
 
 
-def matching(shapes: Sequence[tuple[int, ...]], seen: Sequence[Tensor]) -> list[int]:
+def matching(values: Sequence[NDArray[np.float32]], seen: Sequence[Tensor]) -> list[int]:
     """Of each value of the graph the softmax that it is, both in depth order; a graph leaves some out."""
     left = iter(enumerate(seen))
-    return [
-        next(index for index, one in left if one.numel() == math.prod(shape) and one.shape[-2:] == shape[-2:])
-        for shape in shapes
-    ]
+    return [next(index for index, one in left if _is(value, one)) for value in values]
+
+
+def _is(value: NDArray[np.float32], one: Tensor) -> bool:
+    alike = one.numel() == value.size and one.shape[-2:] == value.shape[-2:]
+    return alike and np.allclose(one.detach().reshape(value.shape).numpy(), value, atol=1e-3)
+
+
+class Blocks:
+    """Each block's tokens and, from the last one, the mean of those of block `asked`, the same for all tokens: so the
+    model itself says what it makes of that mean.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], method: str, axes: tuple[int, ...]) -> None:
+        self.tokens: list[Tensor] = []
+        self.asked: int | None = None
+        self._axes = axes
+        for number, block in enumerate(blocks):
+            setattr(block, method, self._instead(getattr(block, method), last=number == len(blocks) - 1))
+
+    def _instead(self, original: Callable[..., Any], *, last: bool) -> Callable[..., Any]:
+        def run(*inputs: Any, **settings: Any) -> Any:
+            given = original(*inputs, **settings)
+            result, *more = given if isinstance(given, tuple) else (given,)
+            self.tokens.append(result)
+            if last and self.asked is not None:
+                chosen = self.tokens[self.asked]
+                result = chosen.mean(self._axes, keepdim=True).expand(chosen.shape)
+            return (result, *more) if isinstance(given, tuple) else result
+
+        return run
+
+
+def by_autograd(
+    model: Callable[[], tuple[Tensor, Sequence[Tensor]]],
+    blocks: Blocks,
+    layers: Sequence[int],
+    *,
+    class_token: bool,
+) -> NDArray[np.float64]:
+    """(classes, B, N): the sum over `layers` of the mean over heads and queries of (d s_l / d A_l)+, the layers' logits
+    s_l from a run for each; of a class token those of the last layer are the model's. `model` gives logits and all
+    attention.
+    """
+    total: Any = 0
+    for layer in layers:
+        blocks.tokens, blocks.asked = [], None if class_token and layer == layers[-1] else layer
+        logits, attention = model()
+        gradients = [torch.autograd.grad(one.sum(), attention[layer], retain_graph=True)[0] for one in logits.T]
+        total = total + torch.stack(gradients).clamp(min=0).mean(dim=(2, 3)).numpy()
+    return np.asarray(total)

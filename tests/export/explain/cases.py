@@ -219,6 +219,10 @@ CASES: dict[str, Case] = {
     "Slice, two axes": sliced(lambda x: x[:, :-1, 2:], [0, 2], [-1, 2**62], [1, 2], [1, 1]),
     "Slice, every second": sliced(lambda x: x[:, :, 1::2, ::3], [1, 0], [7, 6], [2, 3], [2, 3]),
     "Slice, backwards": sliced(lambda x: x.flip(3)[..., 1::2], [-2], [-(2**62)], [3], [-2]),
+    "Slice between transposes": Case(  # ONNX Runtime moves them past the gradient's Pad
+        "t = Transpose<perm: ints = [0, 2, 3, 1]>(x)\ns = Slice(t, one, three, one)\n"
+        "y = Transpose<perm: ints = [0, 3, 1, 2]>(s)", PICTURE, lambda x: x[:, :, 1:3], PLACES,
+    ),
     "Slice, all of the batch": sliced(lambda x: x[:, :, 2:4], [0, 2], [2**62, 4], [0, 2], [1, 1]),
     "Gather, one": Case("y = Gather<axis: int = 1>(x, i)", X, lambda x: x[:, 0], {"i": np.array(0)}),
     "Gather, the last": Case("y = Gather<axis: int = 2>(x, i)", X, lambda x: x[:, :, -1:], {"i": np.array([-1])}),

@@ -1,7 +1,8 @@
 """The table of families: what `saccade export` makes of each, and how near it is to float64 autograd."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from saccade.card import Card
 from saccade.errors import SaccadeError
 from saccade.manifest import Manifest, Origin, Preprocessing
 from tests.export import families
-from tests.export.explain import more_families
+from tests.export.explain import more_families, timm_families
 from tests.export.explain.proofs import (
     GRADIENT,
     OF_MAPS,
@@ -34,6 +35,20 @@ from tests.export.explain.proofs import (
 )
 
 PICTURES = 3
+
+
+class Small(NamedTuple):
+    """A small model of a family."""
+
+    family: str
+    architecture: str
+    """In its framework."""
+    size: tuple[int, int]
+    """Of its pictures."""
+    model: Callable[[], nn.Module]
+    """As its users have it."""
+    written_out: Callable[[], nn.Module]
+    """The same with the softmaxes of its attention written out, in which autograd can look."""
 
 
 class Row(NamedTuple):
@@ -53,43 +68,53 @@ class Row(NamedTuple):
     errors: Mapping[str, Error] = MappingProxyType({})
 
 
-def measure(name: str) -> Row:
+def of_transformers(name: str) -> Small:
+    model = partial(more_families.model, name)
+    return Small(name, more_families.architecture(name), more_families.size(name), model, model)
+
+
+def of_timm(name: str) -> Small:
+    model = partial(timm_families.model, name)
+    size = timm_families.size(name)
+    return Small(name, timm_families.architecture(name), size, model, partial(model, fused=False))
+
+
+def measure(small: Small) -> Row:
     """Exports the family's small model and compares the bundle with autograd through the model itself."""
-    architecture = more_families.architecture(name)
     try:
-        module = more_families.model(name)
+        module = small.model()
         with tempfile.TemporaryDirectory() as place:
-            return _measured(name, architecture, module, Path(place))
+            return _measured(small, module, Path(place))
     except (SaccadeError, ImportError) as error:
-        return Row(name, architecture, " ".join(str(error).split()))
+        return Row(small.family, small.architecture, " ".join(str(error).split()))
 
 
-def _measured(name: str, architecture: str, module: nn.Module, place: Path) -> Row:
-    height, width = more_families.size(name)
+def _measured(small: Small, module: nn.Module, place: Path) -> Row:
+    height, width = small.size
     facts = Facts(
         families.LABELS,
         Preprocessing(height=height, width=width, fit="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        Origin(kind="torch", name=architecture),
-        Card(summary=name, license="CC0-1.0", parameters=sum(one.numel() for one in module.parameters())),
+        Origin(kind="torch", name=small.architecture),
+        Card(summary=small.family, license="CC0-1.0", parameters=sum(one.numel() for one in module.parameters())),
     )
-    bundle, exposed = adopt_module(module, facts, lambda made: Eager(name, made, module), place, "it")
+    bundle, exposed = adopt_module(module, facts, lambda made: Eager(small.family, made, module), place, "it")
     manifest = bundle.manifest
     pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
-    ask = of_module(lambda: Logits(more_families.model(name)), manifest)
+    ask = of_module(lambda: Logits(small.written_out()), bundle)
     gradients = manifest.maps.gradients
     blocks = _blocks(module, manifest) if len(manifest.attention) == len(exposed.table) else None
 
     def maps(kind: torch.dtype, part: Array) -> dict[str, Array]:
         if gradients is not None and GRAD_CAM in gradients.names:
-            return {GRAD_CAM: grad_cam(lambda: more_families.model(name), bundle, part, kind)}
+            return {GRAD_CAM: grad_cam(small.written_out, bundle, part, kind)}
         found = published(manifest, ask(kind, part))
         if blocks is not None:
-            found[LEGRAD] = legrad(lambda: Logits(more_families.model(name)), blocks, manifest, part, kind)
+            found[LEGRAD] = legrad(lambda: Logits(small.written_out()), blocks, bundle, part, kind)
         return found
 
     return Row(
-        name,
-        architecture,
+        small.family,
+        small.architecture,
         None,
         (len(manifest.attention), len(exposed.table)),
         () if gradients is None else gradients.names,
@@ -106,12 +131,20 @@ def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
     if gradients is None or LEGRAD not in gradients.names or len(gradients.layers) != len(manifest.attention):
         return None
 
-    def of(inner: nn.Module) -> tuple[list[nn.Module], str, tuple[int, ...]]:
-        lists = [one for one in inner.modules() if isinstance(one, nn.ModuleList)]
-        (blocks,) = [one for one in lists if len(one) == len(manifest.attention)][:1]
-        return [*blocks], "forward", (1,)
+    count = len(manifest.attention)
+    if not _lists(module, count):
+        return None
+    return lambda inner: (_lists(inner, count)[0], "forward", (1,))
 
-    return of
+
+def _lists(module: nn.Module, count: int) -> list[list[nn.Module]]:
+    """Of so many modules of one class, with attention in each."""
+    lists = [[*one] for one in module.modules() if isinstance(one, (nn.ModuleList, nn.Sequential))]
+    return [one for one in lists if len(one) == count and len({type(each) for each in one}) == 1 and _attends(one[0])]
+
+
+def _attends(block: nn.Module) -> bool:
+    return any("att" in f"{name} {type(part).__name__}".lower() for name, part in block.named_modules() if name)
 
 
 def cells(row: Row) -> list[str]:

@@ -18,12 +18,11 @@ from export.explain.source import laid_out, last_features, source_of
 from export.graph.adder import Adder
 from export.names import INPUT, LOGITS, POOLING
 from export.nets import Net
-from export.runtime import PROVIDER, open_relevance
+from export.runtime import PROVIDER, open_graph, open_relevance
 from saccade.bundle import Bundle
 from saccade.manifest import Manifest
 from saccade.pooling import pooled_row
-from tests.export.explain.autograd import Probabilities, gradients, matching
-from tests.export.explain.test_legrad import Blocks, by_autograd
+from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching
 
 Array = NDArray[Any]
 GRADIENT, OF_MAPS = 1e-5, 1e-4
@@ -76,21 +75,21 @@ def of_net(rebuild: Callable[[], Net]) -> Ask:
     return ask
 
 
-def of_module(make: Callable[[], nn.Module], manifest: Manifest) -> Ask:
-    """A module of a framework."""
+def of_module(make: Callable[[], nn.Module], bundle: Bundle) -> Ask:
+    """A module of a framework; its softmaxes are known by what they are in the bundle's graph."""
+    classes, names = len(bundle.manifest.labels), [layer.output for layer in bundle.manifest.attention]
+    graph = open_graph(bundle.graph, only=tuple(names))
 
     def ask(kind: torch.dtype, pixels: Array) -> Autograd:
-        count, classes, layers = len(pixels), len(manifest.labels), manifest.attention
-        if not layers:
+        if not names:
             return Autograd({}, {})
-        seed = torch.eye(classes, dtype=kind)[:, None].expand(classes, count, classes)
+        seed = torch.eye(classes, dtype=kind)[:, None].expand(classes, len(pixels), classes)
         seen, found = gradients(make().to(kind), torch.from_numpy(pixels).to(kind), seed)
-        shapes = [(count, *layer.shape) for layer in layers]
-        places = dict(zip((layer.output for layer in layers), matching(shapes, seen), strict=True))
-        shape = dict(zip(places, shapes, strict=True))
+        values = graph(pixels)
+        places = dict(zip(names, matching([values[name] for name in names], seen), strict=True))
         return Autograd(
-            {name: seen[place].detach().numpy().reshape(shape[name]) for name, place in places.items()},
-            {name: found[place].numpy().reshape(classes, *shape[name]) for name, place in places.items()},
+            {name: seen[place].detach().numpy().reshape(values[name].shape) for name, place in places.items()},
+            {name: found[place].numpy().reshape(classes, *values[name].shape) for name, place in places.items()},
         )
 
     return ask
@@ -127,19 +126,21 @@ BlocksOf = Callable[[nn.Module], tuple[Sequence[nn.Module], str, tuple[int, ...]
 
 
 def legrad(
-    make: Callable[[], nn.Module], blocks_of: BlocksOf, manifest: Manifest, pixels: Array, kind: torch.dtype
+    make: Callable[[], nn.Module], blocks_of: BlocksOf, bundle: Bundle, pixels: Array, kind: torch.dtype
 ) -> Array:
     """(k, B, P): the classifier asked behind each block in turn. `make`: a module that gives logits."""
+    manifest = bundle.manifest
     assert manifest.maps.gradients is not None
     assert manifest.pooling is not None
-    module, shapes = make().to(kind).eval(), [(len(pixels), *layer.shape) for layer in manifest.attention]
+    module = make().to(kind).eval()
     blocks = Blocks(*blocks_of(module))
     names = [layer.output for layer in manifest.attention]
+    values = [*open_graph(bundle.graph, only=tuple(names))(pixels).values()]
 
     def run() -> tuple[Tensor, list[Tensor]]:
         with Probabilities() as mode:
             logits = logits_of(module(torch.from_numpy(pixels).to(kind)))
-        return logits, [mode.seen[place] for place in matching(shapes, mode.seen)]
+        return logits, [mode.seen[place] for place in matching(values, mode.seen)]
 
     class_token = manifest.pooling.kind in ("class_token", "class_and_distillation")
     layers = [names.index(name) for name in manifest.maps.gradients.layers]

@@ -90,7 +90,7 @@ def measure(bundle: Bundle, count: int = PICTURES) -> Row:
         if not bundle.manifest.attention:
             return {GRAD_CAM: _exact_map(rebuild(bundle).to(kind), part, kind)}
         found = published(bundle.manifest, ask(kind, part))
-        return {**found, LEGRAD: legrad(lambda: _Weighing(rebuild(bundle)), _blocks, bundle.manifest, part, kind)}
+        return {**found, LEGRAD: legrad(lambda: _Weighing(rebuild(bundle)), _blocks, bundle, part, kind)}
 
     errors = map_errors(bundle, maps, pixels)
     return Row(bundle.manifest.name, gradient_error(bundle, ask, pixels), errors)

@@ -2,10 +2,9 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,56 +33,11 @@ from saccade.bundle import open_bundle
 from saccade.manifest import SWITCHES, AttentionLayer, Pooling
 from tests.export import families
 from tests.export.explain import more_families
-from tests.export.explain.autograd import Probabilities
+from tests.export.explain.autograd import Blocks, Probabilities, by_autograd
 from tests.export.explain.nets import Between, GeluEnd, Mlp, PostNorm, explained_net
 from tests.export.explain.test_differentiate import seeded, traced
 from tests.export.explain.test_relevance import WITH_RELEVANCE, explained, maps_of, noise
 from tests.export.graph import models as plain
-
-
-class Blocks:
-    """Each block's tokens and, from the last one, the mean of those of block `asked`, the same for all tokens: so the
-    model itself says what it makes of that mean.
-    """
-
-    def __init__(self, blocks: Sequence[nn.Module], method: str, axes: tuple[int, ...]) -> None:
-        self.tokens: list[Tensor] = []
-        self.asked: int | None = None
-        self._axes = axes
-        for number, block in enumerate(blocks):
-            setattr(block, method, self._instead(getattr(block, method), last=number == len(blocks) - 1))
-
-    def _instead(self, original: Callable[..., Any], *, last: bool) -> Callable[..., Any]:
-        def run(*inputs: Any, **settings: Any) -> Any:
-            given = original(*inputs, **settings)
-            result, *more = given if isinstance(given, tuple) else (given,)
-            self.tokens.append(result)
-            if last and self.asked is not None:
-                chosen = self.tokens[self.asked]
-                result = chosen.mean(self._axes, keepdim=True).expand(chosen.shape)
-            return (result, *more) if isinstance(given, tuple) else result
-
-        return run
-
-
-def by_autograd(
-    model: Callable[[], tuple[Tensor, Sequence[Tensor]]],
-    blocks: Blocks,
-    layers: Sequence[int],
-    *,
-    class_token: bool,
-) -> NDArray[np.float64]:
-    """(classes, B, N): the sum over `layers` of the mean over heads and queries of (d s_l / d A_l)+, the layers' logits
-    s_l from a run for each; of a class token those of the last layer are the model's. `model` gives logits and all
-    attention.
-    """
-    total: Any = 0
-    for layer in layers:
-        blocks.tokens, blocks.asked = [], None if class_token and layer == layers[-1] else layer
-        logits, attention = model()
-        gradients = [torch.autograd.grad(one.sum(), attention[layer], retain_graph=True)[0] for one in logits.T]
-        total = total + torch.stack(gradients).clamp(min=0).mean(dim=(2, 3)).numpy()
-    return np.asarray(total)
 
 
 def assert_close(seen: NDArray[np.float32], expected: NDArray[np.float64]) -> None:

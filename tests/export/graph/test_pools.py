@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.explain.relevance import Classifier, add_relevance
 from export.explain.source import last_features
 from export.graph.expose import expose
 from export.names import LOGITS
 from export.runtime import open_graph
 from export.trace import simplify, trace
+from saccade.errors import BundleError
 
 
 class Squeezing(nn.Module):
@@ -64,3 +66,39 @@ def test_the_last_features_are_what_all_logits_hang_on(pool: str) -> None:
     assert found.op_type == "Conv"
     assert found.inputs[1] is not None
     assert "last" in str(found.inputs[1].name)
+
+
+class OverLines(nn.Module):
+    """What the pictures give goes through a convolution over something else before the logits."""
+
+    def __init__(self, *, patches: bool) -> None:
+        super().__init__()
+        self.patches = patches
+        self.last, self.over, self.head = nn.Conv2d(3, 6, 4, 4), nn.Conv1d(6, 6, 1), nn.Linear(6, 5)
+        self.pixels = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if self.patches:  # each a picture of its own, as TNT has them (Han et al. 2021)
+            patches = nn.functional.unfold(pixel_values, 4, stride=4).transpose(1, 2).reshape(-1, 3, 4, 4)
+            patches = self.pixels(patches).reshape(-1, 6, 8).mean(2)
+            return self.head(patches.reshape(pixel_values.shape[0], -1, 6).mean(1))
+        return self.head(self.over(self.last(pixel_values).flatten(2)).mean(2))
+
+
+def test_a_convolution_over_lines_gives_no_feature_map() -> None:
+    """Grad-CAM is of the last one over rows and columns."""
+    model = trace(OverLines(patches=False).eval(), (8, 12), [LOGITS])
+    simplify(model)
+    found = last_features(model, model.graph.outputs[0]).producer()
+    assert found is not None
+    assert found.inputs[1] is not None
+    assert "last" in str(found.inputs[1].name)
+
+
+def test_feature_maps_of_patches_give_no_map_of_the_picture() -> None:
+    """One sentence says why there is none."""
+    model = trace(OverLines(patches=True).eval(), (8, 12), [LOGITS])
+    simplify(model)
+    classifier = Classifier("it", model.graph.outputs[0], 5, (), (), None, None)
+    with pytest.raises(BundleError, match=r"it: its last feature map is no \(batch, channels, rows, columns\)"):
+        add_relevance(model, classifier)

@@ -11,6 +11,7 @@ from torch._dynamo.exc import UserError
 from export.adopt import Facts, adopt, check_labels
 from export.eager import Logits
 from export.graph.batch import open_batch
+from export.graph.decompose import decompose
 from export.graph.expose import Exposed, expose
 from export.graph.prepare import logits_of
 from export.names import LOGITS
@@ -66,6 +67,7 @@ def _traced(module: nn.Module, size: tuple[int, int]) -> ir.Model:
         simplify(graph)
         open_batch(graph, size)
     simplify(graph)
+    decompose(graph, size, only=("Einsum",))  # torch.einsum, which attention may be written with
     return graph
 
 

@@ -23,7 +23,7 @@ def explained(bundle: Bundle, folder: Path) -> Bundle:
 
 def unexplained(bundle: Bundle, reason: str) -> Bundle:
     """The bundle without maps of the gradient; `reason` is that of those which such a model could have."""
-    names, why_not = possible(bundle.manifest.attention, bundle.manifest.pooling)
+    names, why_not = possible(ir.load(bundle.graph), bundle.manifest.attention, bundle.manifest.pooling)
     maps = {"gradients": None, "why_not": {**dict.fromkeys(names, reason), **why_not}}
     return Bundle(
         bundle.folder, bundle.manifest.model_copy(update={"maps": bundle.manifest.maps.model_copy(update=maps)})

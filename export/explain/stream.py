@@ -116,6 +116,8 @@ def classify(
         inputs = [value if value is None else copies.get(value, value) for value in node.inputs]
         if (axis := _chosen_axis(node, places)) is not None:
             inputs[1:] = _first_of(add, node, axis, inputs)
+        if node.op_type == "Reshape" and node.outputs[0] in places.labels:
+            inputs[1] = _of_one(add, node.outputs[0], places)
         copies[node.outputs[0]] = add(node.op_type, *inputs, **node.attributes)
     return copies[logits]
 
@@ -299,6 +301,12 @@ def _chosen_axis(node: ir.Node, places: Places) -> int | None:
         taken = [] if given is None else [int(axis) for axis in given.ravel()]
     rank = places.rank(data)
     return next((axis % rank for axis in taken if axis % rank in axes), None) if len(taken) == 1 else None
+
+
+def _of_one(add: Adder, value: ir.Value, places: Places) -> ir.Value:
+    """The shape that a value has of one token, of any number of them: the graph's own says how many there are."""
+    axes, shape = _token_axes(value, places), places.shape_of(value)
+    return add.constant(np.array([-1, *(1 if axis in axes else shape[axis] for axis in range(1, len(shape)))]))
 
 
 def _first_of(add: Adder, node: ir.Node, axis: int, inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:

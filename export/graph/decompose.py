@@ -6,7 +6,7 @@ ONNX Runtime); tests hold it to ONNX Runtime's own kernel.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -25,18 +25,24 @@ Rewrite = Callable[[Adder, Places, ir.Node], list[ir.Value | None]]
 """Adds the plain nodes and gives the values of the outputs, None for one that it cannot give. Raises ValueError."""
 
 
-def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
-    """Rewrites every fused operator of the graph, in place; gives the operators rewritten.
+def decompose(model: ir.Model, size: tuple[int, int], only: Collection[str] | None = None) -> list[str]:
+    """Rewrites every fused operator of the graph, or `only` those of ONNX's own of these types, in place; gives the
+    operators rewritten.
 
     Raises DataError naming an operator that cannot be undone.
     """
     check_operators(model)
+    model.opset_imports.pop("ai.onnx", None)
+    for node in model.graph:
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
+    rewrites = REWRITES if only is None else {("", kind): REWRITES["", kind] for kind in only}
+    if not any((node.domain, node.op_type) in rewrites for node in model.graph):
+        return []
     places = Places(model, size, 1)
     add = Adder(model)
     rewritten: set[str] = set()
     for node in list(model.graph):
-        node.domain = "" if node.domain == "ai.onnx" else node.domain
-        rewrite = REWRITES.get((node.domain, node.op_type))
+        rewrite = rewrites.get((node.domain, node.op_type))
         if rewrite is None:
             places.follow(node)
             continue
@@ -56,7 +62,6 @@ def decompose(model: ir.Model, size: tuple[int, int]) -> list[str]:
             places.follow(made)
         replace(model, node, results)
         rewritten.add(describe(node).split()[0])
-    model.opset_imports.pop("ai.onnx", None)
     return sorted(rewritten)
 
 
@@ -184,10 +189,14 @@ def _einsum(add: Adder, _: Places, node: ir.Node) -> list[ir.Value | None]:
     rows, columns = ([letter for letter in one if letter not in other] for one, other in ((left, right), (right, left)))
     if any(len(group) != 1 for group in (summed, rows, columns)) or len({*left, *right}) != len(shared) + 3:
         raise ValueError("it is no MatMul")
-    first = add("Transpose", node.inputs[0], perm=[left.index(letter) for letter in [*shared, *rows, *summed]])
-    second = add("Transpose", node.inputs[1], perm=[right.index(letter) for letter in [*shared, *summed, *columns]])
+    first = _turned(add, node.inputs[0], [left.index(letter) for letter in [*shared, *rows, *summed]])
+    second = _turned(add, node.inputs[1], [right.index(letter) for letter in [*shared, *summed, *columns]])
     given = [*shared, *rows, *columns]
-    return [add("Transpose", add("MatMul", first, second), perm=[given.index(letter) for letter in result])]
+    return [_turned(add, add("MatMul", first, second), [given.index(letter) for letter in result])]
+
+
+def _turned(add: Adder, value: ir.Value | None, order: Sequence[int]) -> ir.Value | None:
+    return value if list(order) == sorted(order) else add("Transpose", value, perm=list(order))
 
 
 def _quotient(add: Adder, places: Places, node: ir.Node) -> list[ir.Value | None]:

@@ -209,7 +209,7 @@ def _reading(head: ir.Value, places: Places, used: list[tuple[Found, AttentionLa
 
 
 def _one_frame(used: list[tuple[Found, AttentionLayer]]) -> bool:
-    """Whether no convolution or merging stands between the layers."""
+    """Whether no convolution or merging stands between the layers, but what is added to their tokens."""
     return len({found.frame for found, _ in used}) == 1 and all(layer.windows is None for _, layer in used)
 
 

@@ -47,6 +47,22 @@ def constant_along(cells: NDArray[Any], axis: int) -> bool:
     return cells.strides[axis] == 0 or bool((cells == cells.take([0], axis)).all())
 
 
+def _kept(parts: Sequence[Labels], shape: tuple[int, ...]) -> Frame:
+    """Which of several frames a sum of their numbers stays in.
+
+    Where a convolution among neighbours is added to what it was taken of (the MLPs of PVT V2 and SegFormer), the tokens
+    stay those that they were: a residual stream keeps each at its place, whatever of others is added to it, as it does
+    through attention. So of frames of one size, whose places lie on each other one by one, it is the oldest.
+    """
+    counts = [len(np.unique(part.cells[part.cells >= 0])) for part in parts]
+    finest = [part for part, count in zip(parts, counts, strict=True) if count == max(counts)]
+    oldest, newest = (which((part.frame for part in finest), key=lambda frame: frame.order) for which in (min, max))
+    patches = [np.broadcast_to(np.maximum(part.cells, NOWHERE), shape) for part in finest]
+    sizes = {(part.frame.rows, part.frame.columns) for part in finest}
+    alike = len(sizes) == 1 and all(np.array_equal(cells, patches[0]) for cells in patches)
+    return oldest if alike else newest
+
+
 class Grids:
     """The frames of one graph, and what becomes of labels where numbers of several places meet."""
 
@@ -96,7 +112,7 @@ class Grids:
         return Labels(coarse, np.where(about, found, NOWHERE))
 
     def joined(self, parts: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
-        """Of an operation on each number: the labels of the finest frame, the newest of several.
+        """Of an operation on each number: the labels of the finest frame, the newest of several (see `_kept`).
 
         A patch goes before a special token, and that before nowhere; two patches, or two special tokens, are nowhere.
         """
@@ -104,7 +120,7 @@ class Grids:
         if not placed:
             return nowhere(shape)
         if len({part.frame for part in placed}) > 1:
-            frame = max(placed, key=lambda part: (len(np.unique(part.cells[part.cells >= 0])), part.frame.order)).frame
+            frame = _kept(placed, shape)
             placed = [part for part in placed if part.frame == frame]
         result = np.broadcast_to(placed[0].cells, shape)
         for part in placed[1:]:

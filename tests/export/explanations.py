@@ -84,9 +84,12 @@ def _reasons(rows: Sequence[family_rows.Row]) -> Iterator[str]:
         if row.said is not None:
             found.setdefault(f"no bundle: {row.said}", []).append(row.family)
         elif row.maps:
+            missing: dict[str, list[str]] = {}
             for name, reason in row.why_not.items():
-                if row.layers[0] and name != "grad_cam":
-                    found.setdefault(f"no `{name}`: {reason}", []).append(row.family)
+                if row.layers[1] and name != "grad_cam":
+                    missing.setdefault(reason, []).append(f"`{name}`")
+            for reason, maps in missing.items():
+                found.setdefault(f"no {', '.join(maps)}: {reason}", []).append(row.family)
         else:
             said = dict.fromkeys(
                 reason for name, reason in row.why_not.items() if name != "grad_cam" or not row.layers[0]

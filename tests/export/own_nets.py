@@ -27,6 +27,15 @@ class Block(nn.Module):
         return x + self.out(y.transpose(1, 2).reshape(batch, tokens, width))
 
 
+class EinsumBlock(Block):
+    """The weights by hand, both products by `einsum`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)  # each (batch, tokens, heads, d)
+        weights = (torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+        return x + self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+
 class Vit(nn.Module):
     """4 x 6 patches of 8 pixels behind a class token; gives a mapping with logits."""
 
@@ -160,6 +169,12 @@ class Cnn(nn.Module):
 
 def vit() -> nn.Module:
     return Vit()
+
+
+def vit_by_einsum() -> nn.Module:
+    net = Vit()
+    net.blocks = nn.ModuleList(EinsumBlock(16, 2, True) for _ in range(2))
+    return net
 
 
 def vit_by_hand() -> nn.Module:

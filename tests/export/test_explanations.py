@@ -54,7 +54,7 @@ def test_all_that_stands_there_is_within_what_is_allowed() -> None:
         assert holds(" ".join(row[2:]), proofs.OF_MAPS), row
 
 
-@pytest.mark.parametrize("name", ["DeiT", "RegNet"])
+@pytest.mark.parametrize("name", ["DeiT", "PVT V2", "RegNet"])
 def test_a_family_is_as_its_row_says(name: str) -> None:
     """Measured again: the same maps of the same layers, and errors within what is allowed."""
     measured = family_rows.measure(family_rows.of_transformers(name))

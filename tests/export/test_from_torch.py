@@ -80,9 +80,9 @@ def expected_of_vit(module: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("function", ["vit", "vit_by_hand"])
+@pytest.mark.parametrize("function", ["vit", "vit_by_hand", "vit_by_einsum"])
 def test_the_attention_is_softmax_of_qk_however_it_is_written(function: str, tmp_path: Path) -> None:
-    """scaled_dot_product_attention and softmax by hand: the same promise, held to the formula in float64."""
+    """scaled_dot_product_attention, softmax by hand, einsum: the same promise, held to the formula in float64."""
     module, _ = saved(function, tmp_path)
     bundle, said = exported(function, tmp_path)
     pixels, seen = answers(bundle)

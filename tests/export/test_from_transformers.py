@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from export.explain.relevance import OF_ATTENTION
 from export.graph.geometry import window_cells
 from export.verify import verify
 from saccade.bundle import Bundle, open_bundle
@@ -105,6 +106,19 @@ def test_grids_special_tokens_pooling_and_maps_are_those_of_the_architecture(
     assert tuple(name for name in manifest.maps.available if name not in get_args(GradientMapName)) == maps
     assert manifest.labels == families.LABELS
     assert manifest.scores == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [("Swin", "2 x 2 windows of 4 x 4 of its 6 x 8"), ("MobileViT", "2 x 2 interleaved windows of 1 x 2 of its 2 x 4")],
+)
+def test_a_last_layer_within_windows_has_no_map_of_the_gradient(
+    name: str, windows: str, exported: Callable[[str], Made]
+) -> None:
+    """With the reason of each, in numbers."""
+    why_not = exported(name).bundle.manifest.maps.why_not
+    reason = f"the last layer attends within {windows} patches, so no row of it reads the whole picture"
+    assert {why_not[one] for one in OF_ATTENTION} == {reason}
 
 
 def test_how_pictures_are_prepared_is_said(exported: Callable[[str], Made]) -> None:

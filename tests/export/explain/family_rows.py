@@ -102,7 +102,7 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
     pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
     ask = of_module(lambda: Logits(small.written_out()), bundle)
     gradients = manifest.maps.gradients
-    blocks = _blocks(module, manifest) if len(manifest.attention) == len(exposed.table) else None
+    blocks = _blocks(module, manifest)
 
     def maps(kind: torch.dtype, part: Array) -> dict[str, Array]:
         if gradients is not None and GRAD_CAM in gradients.names:
@@ -126,15 +126,14 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
 
 
 def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
-    """Of a model whose attention is one list of blocks; None where LeGrad has to go without autograd beside it."""
+    """Of a model with a list of as many blocks as there are layers; None where LeGrad has to go without autograd beside it."""
     gradients = manifest.maps.gradients
-    if gradients is None or LEGRAD not in gradients.names or len(gradients.layers) != len(manifest.attention):
+    if gradients is None or LEGRAD not in gradients.names:
         return None
-
-    count = len(manifest.attention)
+    count = len(gradients.layers)
     if not _lists(module, count):
         return None
-    return lambda inner: (_lists(inner, count)[0], "forward", (1,))
+    return lambda inner: (_lists(inner, count)[-1], "forward", (1,))
 
 
 def _lists(module: nn.Module, count: int) -> list[list[nn.Module]]:

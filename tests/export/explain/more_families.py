@@ -21,10 +21,12 @@ _PERCEIVER = {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_blocks": 1,
               "num_self_attention_heads": 4, "num_cross_attention_heads": 1, "image_size": 32}  # fmt: skip
 _SMALL = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 _MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Swin, one window at the end": ("SwinForImageClassification", {"image_size": 56, "patch_size": 4, "embed_dim": 16,
+        "depths": [2, 2], "num_heads": [2, 4], "window_size": 7, "mlp_ratio": 2.0}),
     "SigLIP": ("SiglipForImageClassification", {"vision_config": _VIT}),
     "PVT": ("PvtForImageClassification", _STAGES),
-    "PVT V2": ("PvtV2ForImageClassification", _STAGES),
-    "SegFormer": ("SegformerForImageClassification", {**_STAGES, "decoder_hidden_size": 32}),
+    "PVT V2": ("PvtV2ForImageClassification", {**_STAGES, "depths": [1, 2]}),
+    "SegFormer": ("SegformerForImageClassification", {**_STAGES, "depths": [1, 2], "decoder_hidden_size": 32}),
     "LeViT": ("LevitForImageClassification", _LEVIT),
     "LeViT, distilled": ("LevitForImageClassificationWithTeacher", _LEVIT),
     "I-JEPA": ("IJepaForImageClassification", _VIT),

@@ -122,7 +122,9 @@ def published(manifest: Manifest, found: Autograd) -> dict[str, Array]:
 
 
 BlocksOf = Callable[[nn.Module], tuple[Sequence[nn.Module], str, tuple[int, ...]]]
-"""A source's blocks, one a layer of attention, their method that runs, and the axes of the tokens that it gives."""
+"""A source's blocks, the last ones one a layer of the maps, their method that runs, and the axes of the tokens that it
+gives.
+"""
 
 
 def legrad(
@@ -132,19 +134,19 @@ def legrad(
     manifest = bundle.manifest
     assert manifest.maps.gradients is not None
     assert manifest.pooling is not None
-    module = make().to(kind).eval()
-    blocks = Blocks(*blocks_of(module))
+    module, count = make().to(kind).eval(), len(manifest.maps.gradients.layers)
+    listed, method, axes = blocks_of(module)
+    blocks = Blocks(listed[-count:], method, axes)
     names = [layer.output for layer in manifest.attention]
     values = [*open_graph(bundle.graph, only=tuple(names))(pixels).values()]
 
     def run() -> tuple[Tensor, list[Tensor]]:
         with Probabilities() as mode:
             logits = logits_of(module(torch.from_numpy(pixels).to(kind)))
-        return logits, [mode.seen[place] for place in matching(values, mode.seen)]
+        return logits, [mode.seen[place] for place in matching(values, mode.seen)[-count:]]
 
     class_token = manifest.pooling.kind in ("class_token", "class_and_distillation")
-    layers = [names.index(name) for name in manifest.maps.gradients.layers]
-    found = by_autograd(run, blocks, layers, class_token=class_token)
+    found = by_autograd(run, blocks, range(count), class_token=class_token)
     return found[..., manifest.attention[-1].patch_slice]
 
 

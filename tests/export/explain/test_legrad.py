@@ -168,13 +168,19 @@ def assert_right(net: plain.Classifier, folder: Path, *, opset: int = 18, class_
         return net(torch.from_numpy(pixels).double()), net.seen
 
     asked = [*range(len(net.blocks))]
-    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, asked, class_token=class_token)[..., 1:])
+    assert_close(seen.swapaxes(0, 1), by_autograd(model, blocks, asked, class_token=class_token)[..., -24:])
 
 
 @pytest.mark.parametrize("opset", [18, 16])
 def test_a_block_ends_behind_its_norm(tmp_path: Path, opset: int) -> None:
     """Of post-norm blocks, the last one's too; also where the norm is written out, as before opset 17."""
     assert_right(PostNorm(), tmp_path, opset=opset)
+
+
+@pytest.mark.parametrize(("net", "class_token"), [(plain.ConvMlp, False), (plain.LocalVit, True)])
+def test_an_mlp_may_mix_neighbours(tmp_path: Path, net: Callable[[], plain.Classifier], class_token: bool) -> None:
+    """As of PVT V2, whose classifier takes its tokens for a picture besides."""
+    assert_right(net(), tmp_path, class_token=class_token)
 
 
 def test_tokens_before_pictures_leave_no_legrad(tmp_path: Path) -> None:

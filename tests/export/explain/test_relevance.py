@@ -37,7 +37,7 @@ WITHOUT_ATTENTION = ("tiny-resnet", "tiny-convmixer")
 
 
 def maps_possible(bundle: Bundle) -> tuple[str, ...]:
-    return possible(bundle.manifest.attention, bundle.manifest.pooling)[0]
+    return possible(ir.load(bundle.graph), bundle.manifest.attention, bundle.manifest.pooling)[0]
 
 
 def explained(bundle: Bundle) -> onnxruntime.InferenceSession:
@@ -193,3 +193,48 @@ def test_attention_that_is_no_layer_behind_the_last_leaves_no_map(tmp_path: Path
     net = plain.lively(Between(FewKeys(), behind=0))
     with pytest.raises(BundleError, match="behind attention_02 stands attention that is none of its layers"):
         explained_net(net, tmp_path)
+
+
+READ = {plain.ConvMlp: np.full(24, 1 / 24), plain.LocalVit: np.eye(25)[0]}
+"""How nets read their last tokens, whose MLPs mix neighbours."""
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_tokens_stay_where_they_are_when_neighbours_are_added(tmp_path: Path, kind: type[plain.Classifier]) -> None:
+    """The published product of matrices in float64 from the row that is read: the convolutions of MLPs change what
+    evidence is worth, and not where it is.
+    """
+    net = plain.lively(kind())
+    added, session = explained_net(net, tmp_path)
+    assert (added.maps.names, len(added.maps.layers)) == ((RELEVANCE, GRAD_ATTENTION, LEGRAD), 2)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, *net.size)).astype(np.float32)
+    seen = maps_of(session, pixels, np.tile(np.arange(plain.CLASSES), (2, 1)))
+    logits, row = net.double()(torch.from_numpy(pixels).double()), READ[kind]
+    for label in range(plain.CLASSES):
+        gradients = torch.autograd.grad(logits[:, label].sum(), net.seen, retain_graph=True)
+        first, last = ((one * gradient).clamp(min=0).mean(1).detach().numpy()
+                       for one, gradient in zip(net.seen, gradients, strict=True))  # fmt: skip
+        one = np.eye(len(row))
+        for name, whole in ((RELEVANCE, (one + last) @ (one + first) - one), (GRAD_ATTENTION, last)):
+            expected = (row @ whole)[:, -24:]
+            assert (np.abs(seen[name][:, label] - expected).max(1) <= 1e-4 * expected.max(1)).all()
+
+
+def test_tokens_behind_a_convolution_are_others(tmp_path: Path) -> None:
+    """Where nothing but their neighbours' mixture is handed on, nobody says which is which."""
+    with pytest.raises(BundleError, match="relevance: how the classifier reads the tokens is not known"):
+        explained_net(plain.lively(plain.ConvBehind()), tmp_path)
+
+
+def test_attention_within_windows_is_refused_in_full(tmp_path: Path) -> None:
+    """Also where how the classifier reads the tokens is not known either."""
+    reason = "the last layer attends within 2 x 2 interleaved windows of 4 x 6 of its 8 x 12 patches, so no row of it"
+    with pytest.raises(BundleError, match=f"relevance: {reason} reads the whole picture"):
+        explained_net(plain.lively(plain.MobileVit()), tmp_path)
+
+
+def test_attention_that_is_no_layer_is_named(tmp_path: Path) -> None:
+    """Where there is no other, and Grad-CAM stands in for it."""
+    added, _ = explained_net(plain.lively(plain.ReducedKeys()), tmp_path)
+    assert added.maps.names == (GRAD_CAM,)
+    assert added.why_not[RELEVANCE] == "it gives no attention: in /Softmax 24 queries attend to 6 keys"

@@ -470,6 +470,65 @@ class ReducedKeys(Vit):
         return self.head(attended.transpose(1, 2).flatten(2).mean(1))
 
 
+class Neighbours(nn.Module):
+    """A convolution on each channel of 4 x 6 patches; what stands before them stays."""
+
+    def __init__(self, width: int, special: int = 0) -> None:
+        super().__init__()
+        self.special = special
+        self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.mix(x[:, self.special :].transpose(1, 2).unflatten(2, (4, 6))).flatten(2).transpose(1, 2)
+        return torch.cat([x[:, : self.special], patches], 1) if self.special else patches
+
+
+def mixing(block: Block, special: int = 0) -> Block:
+    """An MLP that mixes neighbours."""
+    block.mlp.insert(1, Neighbours(2 * WIDTH, special))
+    return block
+
+
+class ConvMlp(Classifier):
+    """PVT V2, SegFormer: the MLPs mix neighbours, and the head takes tokens for a picture before their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, WIDTH, 8, stride=8)
+        self.blocks = nn.ModuleList(mixing(Block()) for _ in range(2))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin()
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, self)
+        return self.head(self.read(self.norm(x)).unflatten(1, (4, 6)).permute(0, 3, 1, 2).mean((2, 3)))
+
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+
+class ConvBehind(ConvMlp):
+    """Neighbours are mixed behind the last block, and nothing keeps the tokens beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind = Neighbours(WIDTH)
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.behind(x)
+
+
+class LocalVit(Vit):
+    """The same MLPs with a class token, which they pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(mixing(Block(), 1) for _ in range(2))
+
+
 class Convolutions(Classifier):
     """Squeeze and excitation, depthwise, a norm before the pool: no attention, an exact class map."""
 

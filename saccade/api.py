@@ -396,6 +396,8 @@ class ModelInfo(_Wire):
 
     name: str
     version: int
+    maps: list[str]
+    """Those that may be asked for; the manifest's may be more, where relevance.onnx is off or could not be opened."""
     manifest: Manifest
     card: Card
     parity: Parity | None

@@ -165,7 +165,7 @@ class Client:
         return self._read(ModelList, self._ask("GET", "/v1/models", b"", Effort()))
 
     def model(self, name: str) -> ModelInfo:
-        """Manifest, card, parity and plan of `name` or `name@version`. Raises UnknownModel, ServiceError."""
+        """Maps, manifest, card, parity and plan of `name` or `name@version`. Raises UnknownModel, ServiceError."""
         return self._read(ModelInfo, self._ask("GET", f"/v1/models/{quote(name, safe='')}", b"", Effort()))
 
     def close(self) -> None:

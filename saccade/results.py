@@ -1,7 +1,7 @@
 """A file of JSON lines, one a picture, that a crash at any moment leaves fit to go on with.
 
 Whole lines are written ten times a second, and go to the disk once a second. What a crash leaves of a line at the end
-is cut off when the file is opened again. A run that fails leaves its lines, and no file where it has none.
+is cut off when the file is opened again. A run that fails or is killed leaves its lines, and no file where it has none.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ _START = b'{"path": '
 """Of a line."""
 _MOST_BYTES = 2**22
 """That wait to be written, where the disk does not keep up."""
+_FLAGS = os.O_RDWR | os.O_APPEND
 
 
 def answer_line(path: str, answer: bytes) -> bytes:
@@ -40,9 +41,13 @@ class Results:
     """Open for one process at a time. A context manager."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        """Raises DataError: for a file with something in it, unless it is to be resumed, and for one in use."""
+        """Raises DataError: for a file with something in it, unless it is to be resumed, for one in use, and for a
+        place where none can be made.
+        """
         self._path = path
-        self._file, self._made = _open(path)
+        self._file: int | None = None
+        """Made with its first line: what ends before that, whatever ends it, leaves none."""
+        self._regular = True
         self._lines: list[bytes] = []
         self._bytes = 0
         self._changing = threading.Lock()
@@ -51,30 +56,30 @@ class Results:
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write_now_and_then, name="saccade-results", daemon=True)
         try:
-            self._take(resume)
-        except BaseException:
-            os.close(self._file)
-            raise
+            self._take(os.open(path, _FLAGS), resume)
+        except FileNotFoundError as error:
+            folder = _place(path).parent  # what is wrong with it is better said now than behind the first answer
+            if not folder.is_dir():
+                raise self._failure(error) from error
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise DataError(f"could not write {path}: no file can be made in {folder}") from error
+        except OSError as error:
+            raise self._failure(error) from error
 
-    def _take(self, resume: bool) -> None:
+    def _take(self, file: int, resume: bool) -> None:
+        """One that is there."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{self._path} is being written by another process") from None
-        except OSError:  # some network file systems have no locks
-            pass
-        state = os.fstat(self._file)
-        if not _is_at(self._path, state):
-            raise DataError(f"{self._path} was being written by another process, which has failed: try again")
+            _lock(file)
+            state = os.fstat(file)
+            if not _is_at(self._path, state):
+                raise DataError(f"{self._path} was being written by another process, which has failed: try again")
+            if state.st_size and not resume:
+                raise DataError(f"{self._path} is there already: --resume goes on with it")
+        except BaseException:
+            os.close(file)
+            raise
         self._regular = stat.S_ISREG(state.st_mode)
-        if state.st_size and not resume:
-            raise DataError(f"{self._path} is there already: --resume goes on with it")
-        with contextlib.suppress(OSError):  # that the file is there is on the disk only once its folder is
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        self._file = file
 
     def __enter__(self) -> "Results":
         return self
@@ -85,16 +90,11 @@ class Results:
         self._closing.set()
         if self._writer.ident is not None:
             self._writer.join()
-        try:
+        if error is None or self._lines:
             self._flush()
             self._sync()
-        except OSError as failure:
-            self._broken = self._broken or failure
-        state = os.fstat(self._file)
-        if error is not None and self._made and not state.st_size and _is_at(self._path, state):
-            with contextlib.suppress(OSError):  # while it is locked: who waits for the lock looks if it is still there
-                self._path.resolve().unlink()
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
         if error is None:
             self._check()
 
@@ -104,7 +104,7 @@ class Results:
         Raises DataError where the file is not about these pictures in this order.
         """
         done, failed, end = 0, 0, 0
-        if not self._regular:  # a pipe, a device
+        if self._file is None or not self._regular:  # a pipe, a device
             return done, failed
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
@@ -125,47 +125,53 @@ class Results:
 
     def write(self, line: bytes) -> None:
         """Raises DataError where the disk is full, or worse; perhaps for a line before this one."""
-        if self._writer.ident is None:
-            self._writer.start()
         self._check()
         with self._changing:
             self._lines.append(line)
             self._bytes += len(line)
+        if self._writer.ident is None:
+            self._writer.start()
         if self._bytes > _MOST_BYTES:
-            try:
-                self._flush()
-            except OSError as error:
-                raise self._failure(error) from error
+            self._flush()
+            self._check()
 
     def _write_now_and_then(self) -> None:
         count = 0
-        while not self._closing.wait(_WRITE_EVERY_S):
-            try:
-                self._flush()
-                count += 1
-                if count % _SYNC_EVERY == 0:
-                    self._sync()
-            except OSError as error:
-                self._broken = error
-                return
-
-    def _sync(self) -> None:
-        if self._regular:
-            os.fdatasync(self._file)
+        while not self._closing.wait(_WRITE_EVERY_S) and self._broken is None:
+            self._flush()
+            count += 1
+            if count % _SYNC_EVERY == 0:
+                self._sync()
 
     def _flush(self) -> None:
+        """Writes what waits; nothing behind what could not be written, or a line would be missing between others."""
         with self._writing:  # in their order
             with self._changing:
                 lines, self._lines, self._bytes = self._lines, [], 0
-            rest = memoryview(b"".join(lines))
-            while rest:  # a disk that is nearly full takes a part
-                rest = rest[os.write(self._file, rest) :]
+            if self._broken is not None:
+                return
+            try:
+                if self._file is None:
+                    self._file = _make(self._path, b"".join(lines))
+                else:
+                    _write(self._file, b"".join(lines))
+            except OSError as error:
+                self._broken = error
+
+    def _sync(self) -> None:
+        try:
+            if self._file is not None and self._regular:
+                os.fdatasync(self._file)
+        except OSError as error:
+            self._broken = self._broken or error
 
     def _check(self) -> None:
         if self._broken is not None:
             raise self._failure(self._broken)
 
     def _failure(self, error: OSError) -> DataError:
+        if isinstance(error, FileExistsError | BlockingIOError):  # made, or locked
+            return DataError(f"{self._path} is being written by another process")
         return DataError(f"could not write {self._path}: {error.strerror}")
 
     def _read(self, line: bytes, number: int) -> dict[str, Any]:
@@ -176,23 +182,48 @@ class Results:
         raise DataError(f"line {number} of {self._path} is not one of this command")
 
 
-def _open(path: Path) -> tuple[int, bool]:
-    """Its descriptor, and whether it was made for this."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+def _make(path: Path, lines: bytes) -> int:
+    """A file with these lines, or none. Raises OSError: FileExistsError where another process was faster."""
+    place = _place(path)
+    file = os.open(place, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        _lock(file)
         try:
-            return os.open(path, flags | os.O_EXCL, 0o666), True
-        except FileExistsError:
-            dangling = not path.exists()  # a link to what is to be made
-            return os.open(path, flags, 0o666), dangling
-    except OSError as error:
-        raise DataError(f"could not write {path}: {error.strerror}") from error
+            _write(file, lines)
+        except OSError:  # the disk is full
+            place.unlink()  # while it is locked: who waits for the lock looks if it is still there
+            raise
+        with contextlib.suppress(OSError):  # that the file is there is on the disk only once its folder is
+            folder = os.open(place.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
-def _may_be_ours(line: bytes) -> bool:
-    """Whether a crash can have left it: the beginning of a line of ours, and zeros; or zeros alone."""
-    head, _, rest = line.partition(b"\0")
-    return (_START.startswith(head) or head.startswith(_START)) and (bool(head) or not rest.strip(b"\0\n"))
+def _write(file: int, lines: bytes) -> None:
+    rest = memoryview(lines)
+    while rest:  # a disk that is nearly full takes a part
+        rest = rest[os.write(file, rest) :]
+
+
+def _lock(file: int) -> None:
+    """Raises BlockingIOError where another process writes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def _place(path: Path) -> Path:
+    """Where it is made: a link to it may be there already."""
+    return Path(os.path.realpath(path))
 
 
 def _is_at(path: Path, state: os.stat_result) -> bool:
@@ -200,6 +231,12 @@ def _is_at(path: Path, state: os.stat_result) -> bool:
         return os.path.samestat(path.stat(), state)
     except OSError:
         return False
+
+
+def _may_be_ours(line: bytes) -> bool:
+    """Whether a crash can have left it: the beginning of a line of ours, and zeros; or zeros alone."""
+    head, _, rest = line.partition(b"\0")
+    return (_START.startswith(head) or head.startswith(_START)) and (bool(head) or not rest.strip(b"\0\n"))
 
 
 class Printed:

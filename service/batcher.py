@@ -321,7 +321,8 @@ class Batcher(Generic[_Picture, _Answer]):
         for lane in tuple(self._lanes):
             lane.thread.join(max(until - time.monotonic(), 0.0))
             if lane.thread.is_alive():
-                left = [*lane.batch, *lane.gathered]
+                with self._arrived:
+                    left = [*lane.batch, *lane.gathered]
                 log.error("a batch of %d images did not end in time", len(left))
                 self._fail(left, InferenceFailed(_STOPPED))
 
@@ -411,19 +412,21 @@ class Batcher(Generic[_Picture, _Answer]):
                 break
             began = min(began, time.monotonic())
             for entry in taken:
-                if self._live(entry):
-                    batch.append(entry)
-                    ready = ready or entry.decode is None
-                    if entry.decode is not None:
-                        decoding = True
-                        if not self._decode(entry):
-                            batch.remove(entry)
+                if not self._live(entry):
+                    batch.remove(entry)
+                elif entry.decode is None:
+                    ready = True
+                else:
+                    decoding = True
+                    if not self._decode(entry):
+                        batch.remove(entry)
         if decoding:  # meanwhile somebody may have left
             batch[:] = [entry for entry in batch if self._live(entry)]
         return batch
 
     def _take(self, batch: list[_Entry[_Picture, _Answer]], *, ready: bool) -> list[_Entry[_Picture, _Answer]]:
-        """The next entries for a batch; for one that is empty at least one, unless it is closed.
+        """The next entries for a batch, which they are part of from then on: whoever closes meanwhile finds them there.
+        For one that is empty at least one, unless it is closed.
 
         The first one of the batch that is to go next, and of those behind it who asks for maps of as many classes; the
         others keep their places.
@@ -443,6 +446,7 @@ class Batcher(Generic[_Picture, _Answer]):
                 if entry.decode is not None and (taken or ready) and not self._max_wait_s:
                     break
                 taken.append(self._waiting.popleft())
+            batch += taken
             if others:
                 self._waiting.extendleft(reversed(others))
             if self._waiting:

@@ -137,6 +137,16 @@ class Classifier:
         """Those that may be asked for: once relevance.onnx could not be opened, none of the gradient."""
         return offered(self.manifest, self._gradients)
 
+    def open_for(self, options: ClassifyOptions) -> None:
+        """Opens relevance.onnx where `options` need it, so that whoever calls this hears himself what is wrong with it.
+
+        Raises RequestError, BundleError, SettingsError.
+        """
+        selection = self._select(options, gradients=self._gradients)
+        if self._relevance is not None and selection.class_index:
+            with ThreadPoolExecutor(1, initializer=stand_back) as opener:
+                opener.submit(self._relevance.open).result()
+
     @property
     def _gradients(self) -> Gradients:
         if self._relevance is None:

@@ -39,7 +39,12 @@ class Local:
         self._thread.start()
 
     def asking(self, options: ClassifyOptions) -> Callable[[bytes, Effort], bytes]:
-        """As `Client.asking`: the bytes of a picture -> what the service would answer."""
+        """As `Client.asking`: the bytes of a picture -> what the service would answer.
+
+        Raises RequestError for options that are refused whatever the picture; BundleError and SettingsError, which say
+        why, where relevance.onnx is needed and cannot be opened: here nobody reads a log.
+        """
+        self._classifier.open_for(options)
 
         async def classify(picture: bytes) -> bytes:
             answers: list[bytes] = []

@@ -75,9 +75,11 @@ class Relevance:
         return self._session
 
     def open(self) -> None:
-        """Opens it, and holds it to the manifest and to golden.npz on the provider in use. Raises BundleError,
-        SettingsError.
+        """Opens it, unless it is open, and holds it to the manifest and to golden.npz on the provider in use. Raises
+        BundleError, SettingsError.
         """
+        if self._session is not None:
+            return
         manifest, plan = self._bundle.manifest, self._plan
         refusal = refusal_of_relevance(plan.memory_limit, manifest.id, _of_attention(manifest, plan))
         if refusal is not None:
@@ -110,7 +112,9 @@ class Relevance:
                 threading.Thread(target=self._open_for, args=(loop, self._opening), name=RUNNER, daemon=True).start()
             await asyncio.shield(self._opening)
         if self.failed:
-            raise RelevanceFailed(f"relevance.onnx of {self._bundle.manifest.id} could not be opened: the log says why")
+            raise RelevanceFailed(
+                f"relevance.onnx of {self._bundle.manifest.id} could not be opened: the service's log says why"
+            )
 
     def close(self) -> None:
         """Ends a golden run that goes on."""

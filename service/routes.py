@@ -145,7 +145,7 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{name}",
-    summary="Manifest, card, parity and plan of one model",
+    summary="Maps, manifest, card, parity and plan of one model",
     responses=_answers({"model": api.ModelInfo}, 401, 404, 503),
     openapi_extra=_MODEL,
 )
@@ -155,6 +155,7 @@ async def model(request: Request) -> Response:
     info = {
         "name": manifest["name"],
         "version": manifest["version"],
+        "maps": list(classifier.maps),
         "manifest": manifest,
         "card": manifest["card"],
         "parity": manifest["parity"],

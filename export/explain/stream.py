@@ -14,9 +14,9 @@ from export.explain.differentiate import carried, is_flat
 from export.explain.float64 import Float64
 from export.explain.gelu import kind_of
 from export.explain.source import behind
+from export.explain.tokens import chosen_axis, first_of, is_of_one_picture, shape_of_one, token_axes
 from export.graph.adder import Adder
-from export.graph.labels import constant_along
-from export.graph.nodes import describe, integer
+from export.graph.nodes import describe
 from export.graph.places import Places
 from saccade.errors import BundleError
 
@@ -67,7 +67,7 @@ def stream_of(
         line = [value for value in _passages(way, weights, logits) if next_ones is None or value in next_ones]
         sums = [value for value in line if _is_sum(value, places)
                 and (next_ones is not None or _continues(value, found, places, whole=whole))]  # fmt: skip
-        if (whole or next_ones is not None) and not any(_token_axes(value, places) for value in line):
+        if (whole or next_ones is not None) and not any(token_axes(value, places) for value in line):
             raise BundleError("which axis of its values is that of the tokens is not known")
         if not sums:
             raise BundleError(f"the graph has no sum behind {weights.name} that ends a block")
@@ -86,11 +86,11 @@ def stream_of(
         entry = _entry(model, attention[0], sums)
         found = [_only_end(found[0], tails[0], places, normed=any(_norms(value, places) for value in entry))]
     tokens = tuple(found if whole else found[:-1])
-    axes = _token_axes(tokens[0], places)
+    axes = token_axes(tokens[0], places)
     shapes = {places.shape_of(value) for value in tokens}
     if not axes or len(shapes) > 1 or not _alike_but(axes, places.shape_of(found[-1]), places.shape_of(tokens[0])):
         raise BundleError("what its blocks give differs in shape, or no axis of it is known to be that of the tokens")
-    if not all(_is_of_one_picture(tokens[0], axis, places) for axis in axes):
+    if not all(is_of_one_picture(tokens[0], axis, places) for axis in axes):
         raise BundleError("its pictures stand behind its tokens, and not on the first axis")
     length = math.prod(places.shape_of(tokens[0])[axis] for axis in axes)
     return Stream(tokens, axes, length, found[-1])
@@ -114,10 +114,10 @@ def classify(
         if any(value in places.labels and value not in copies for value in node.inputs):
             raise BundleError("its classifier reads more than what the last block gives")
         inputs = [value if value is None else copies.get(value, value) for value in node.inputs]
-        if (axis := _chosen_axis(node, places)) is not None:
-            inputs[1:] = _first_of(add, node, axis, inputs)
+        if (axis := chosen_axis(node, places)) is not None:
+            inputs[1:] = first_of(add, node, axis, inputs)
         if node.op_type == "Reshape" and node.outputs[0] in places.labels:
-            inputs[1] = _of_one(add, node.outputs[0], places)
+            inputs[1] = shape_of_one(add, node.outputs[0], places)
         copies[node.outputs[0]] = add(node.op_type, *inputs, **node.attributes)
     return copies[logits]
 
@@ -185,7 +185,7 @@ def _is_sum(value: ir.Value, places: Places) -> bool:
 
 def _continues(value: ir.Value, before: Sequence[ir.Value], places: Places, *, whole: bool) -> bool:
     """Whether it may end the last block: all tokens, or the few that are read in the shape of those before."""
-    axes = _token_axes(before[0] if before else value, places)
+    axes = token_axes(before[0] if before else value, places)
     shapes = [places.shape_of(one) for one in (value, *before[:1])]
     if not before or whole:
         return bool(axes) and len(set(shapes)) == 1
@@ -216,7 +216,7 @@ def _only_end(value: ir.Value, tail: Sequence[ir.Value], places: Places, *, norm
     """Of the only block that there is; `normed`: attention is given what a norm made of the tokens. A norm behind it
     is the classifier's then, and else nothing says whose: raises BundleError.
     """
-    if any(_token_axes(one, places) and (_kind(one) in PRODUCTS or _mixed_in(one, places)) for one in tail):
+    if any(token_axes(one, places) and (_kind(one) in PRODUCTS or _mixed_in(one, places)) for one in tail):
         raise BundleError("whether what stands behind its only block is the block's or the classifier's is not known")
     following = next((one for one in tail if _kind(one) not in AS_IT_IS), value)
     if following is value or _kind(following) not in _ACTIVATIONS:
@@ -228,7 +228,7 @@ def _only_end(value: ir.Value, tail: Sequence[ir.Value], places: Places, *, norm
 
 def _mixed_in(value: ir.Value, places: Places) -> bool:
     """Whether each token gets something of all of them."""
-    return any(one in places.labels and not _token_axes(one, places) for one in _added(value))
+    return any(one in places.labels and not token_axes(one, places) for one in _added(value))
 
 
 def _entry(model: ir.Model, weights: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
@@ -270,48 +270,3 @@ def _kind(value: ir.Value) -> str:
     node = value.producer()
     assert node is not None
     return kind_of(node)
-
-
-def _token_axes(value: ir.Value, places: Places) -> tuple[int, ...]:
-    """Those along which the places of the picture change."""
-    if value not in places.labels:
-        return ()
-    cells = places.labels[value].cells
-    return tuple(axis for axis in range(1, cells.ndim) if not constant_along(cells, axis))
-
-
-def _is_of_one_picture(value: ir.Value, axis: int, places: Places) -> bool:
-    """Whether all numbers along the axis are of one picture, but for those of no place."""
-    labels = places.labels[value]
-    nowhere, pictures = labels.cells < 0, labels.cells // labels.frame.cells
-    least = np.where(nowhere, places.batch, pictures).min(axis)
-    return bool((least >= np.where(nowhere, -1, pictures).max(axis)).all())
-
-
-def _chosen_axis(node: ir.Node, places: Places) -> int | None:
-    """The axis of tokens that a Gather or a Slice takes some of."""
-    data = node.inputs[0]
-    if node.op_type not in ("Gather", "Slice") or data not in places.labels:
-        return None
-    axes = _token_axes(data, places)
-    if node.op_type == "Gather":
-        taken = [integer(node, "axis", 0)]
-    else:
-        given = places.constant(node.inputs[3]) if len(node.inputs) > 3 else None
-        taken = [] if given is None else [int(axis) for axis in given.ravel()]
-    rank = places.rank(data)
-    return next((axis % rank for axis in taken if axis % rank in axes), None) if len(taken) == 1 else None
-
-
-def _of_one(add: Adder, value: ir.Value, places: Places) -> ir.Value:
-    """The shape that a value has of one token, of any number of them: the graph's own says how many there are."""
-    axes, shape = _token_axes(value, places), places.shape_of(value)
-    return add.constant(np.array([-1, *(1 if axis in axes else shape[axis] for axis in range(1, len(shape)))]))
-
-
-def _first_of(add: Adder, node: ir.Node, axis: int, inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
-    """Of one token whatever is taken is that token."""
-    if node.op_type == "Gather":
-        assert inputs[1] is not None
-        return [add("Mul", inputs[1], add.constant(np.array(0)))]
-    return [add.constant(np.array([number])) for number in (0, 1, axis)]

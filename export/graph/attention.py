@@ -52,6 +52,8 @@ class Found:
     cells: Cells | None
     """(windows, N): the label of each query of the first picture, see `labels`; None where nothing is known."""
     why_not: str | None = None
+    against: str | None = None
+    """What the graph says against the grid that was told of it, in words."""
 
     def unfolded(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Of an array that the value has: (batch, heads, N, N) or (batch, windows, heads, N, N), rows being queries."""

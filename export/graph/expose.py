@@ -14,7 +14,7 @@ from export.graph.geometry import layer_of
 from export.graph.places import Places
 from export.graph.pools import plain_pools
 from export.graph.reading import ClassTokens, Reading, read_class_tokens, read_pooling
-from export.graph.told import check_taken, tell
+from export.graph.told import check_taken, may_be_told, tell
 from export.names import CLASS_TOKENS, INPUT, LOGITS, POOLING, ROLLOUT, attention_output
 from export.nets.maps import rolls_out
 from saccade.errors import DataError
@@ -91,8 +91,12 @@ def look(
     found = find(model, places) if grid is None else tell(model, places, grid, among)
     rows, used = _layers(found, grid, names, among)
     if grid is not None:
-        unused = [f"{row.where} is not used: {row.why_not}" for row in rows if row.why_not]
-        check_taken(grid, [layer for _, layer in used], unused)
+        waiting, others = list[str](), list[str]()
+        for row, one in zip(rows, found, strict=True):
+            if row.why_not is not None:
+                line = f"{row.where} is not used: {row.why_not}"
+                (waiting if may_be_told(one, among) else others).append(line)
+        check_taken(grid, [layer for _, layer in used], waiting, others)
     return Seen(places, head, places.shape_of(head)[1], rows, used, _reading(head, places, used))
 
 

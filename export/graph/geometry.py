@@ -23,6 +23,8 @@ def layer_of(found: Found, output: str, grid: tuple[int, int] | None) -> Attenti
 def _unknown(found: Found, grid: tuple[int, int] | None) -> str:
     if grid is None:
         return "nothing says where its tokens lie on the picture: give its grid"
+    if found.against is not None:
+        return found.against
     asked, tokens = f"the {grid[0]} x {grid[1]} of the grid asked for", found.tokens[0]
     if tokens < grid[0] * grid[1]:
         return f"its {tokens} tokens are fewer than {asked}"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from saccade.bulk import overlay_path
 from saccade.bundle import RELEVANCE, update_bundle
 from saccade.client import Client
 from tests.conftest import NETS, ROOT, Server
-from tests.saccade.stub import CLOSE, Stub, good, refusal, response
+from tests.saccade.stub import CLOSE, HANG, Stub, good, refusal, response
 from tests.service.reference import copy_bundle
 
 COMMAND = [sys.executable, "-m", "saccade.cli", "classify"]
@@ -153,7 +154,9 @@ def test_why_a_class_is_a_line_and_a_picture_like_any_other(
 def test_a_relevance_that_cannot_be_opened_stops_it_and_not_the_pictures(
     models: Path, pictures: Path, tmp_path: Path, where: str
 ) -> None:
-    """It is no picture's fault: the lines until then stay, no picture gets one for it, and --resume has the rest."""
+    """It is no picture's fault: the lines until then stay, no picture gets one for it, and --resume has the rest. The
+    reason is where it can be read: in the service's log, and without a service in the sentence itself.
+    """
     bundle, out = copy_bundle(models, "tiny-cct", tmp_path / "models"), tmp_path / "results.jsonl"
     update_bundle(bundle, {}, {RELEVANCE: b"this is no graph"})
     first, second = pictures / "01.png", pictures / "02.png"
@@ -165,7 +168,10 @@ def test_a_relevance_that_cannot_be_opened_stops_it_and_not_the_pictures(
         classify(first, *place, "--out", out)
         for _ in range(2):
             said = classify(first, second, *place, "--maps", "relevance", "--out", out, "--resume", code=2)
-            assert "relevance.onnx of tiny-cct@1 could not be opened: the log says why" in said
+            if where == "service":
+                assert "relevance.onnx of tiny-cct@1 could not be opened: the service's log says why\n" in said
+            else:
+                assert re.fullmatch(r"saccade: .*ONNX Runtime does not load .*relevance\.onnx: .*\n", said)
             assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True)]
         classify(first, second, *place, "--out", out, "--resume")
         assert [(one["path"], "answer" in one) for one in lines(out)] == [(str(first), True), (str(second), True)]
@@ -281,6 +287,23 @@ def test_interrupted_it_says_so_and_goes_on_later(server: Server, pictures: Path
     assert [one["path"] for one in lines(out)] == [str(pictures / "01.png")]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_before_the_first_answer_it_leaves_no_file(pictures: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Whatever stops it; and one that it was to go on with stays as it was."""
+    below, out, half = pictures / "below", tmp_path / "results.jsonl", tmp_path / "half.jsonl"
+    half.write_bytes(b'{"path": "%b", "answer": {}}\n' % os.fsencode(below / "00.png"))
+    before = half.read_bytes()
+    for arguments in (["--out", out], ["--out", out, "--resume"], ["--out", half, "--resume"]):
+        with Stub(HANG) as stub:
+            command = [*COMMAND, below, "--url", stub.url, *arguments]
+            with subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE) as running:
+                assert stub.hanging.wait(60)
+                running.send_signal(how)
+                assert running.wait() == (130 if how == signal.SIGINT else -how)
+    assert not out.exists()
+    assert half.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "body", [b"<html>", b"", b"[1]", b"{", b'{"a":\n1}', b'{"request_id": 1', b'{"request_id":\n}']
 )
@@ -375,10 +398,14 @@ def test_who_has_seen_enough_may_stop_reading(server: Server, pictures: Path) ->
 
 
 def test_a_machine_without_files_left_stops_it(server: Server, pictures: Path, tmp_path: Path) -> None:
-    """Too many open files is not the fault of a picture: no line says so, and --resume has it."""
-    out = tmp_path / "results.jsonl"
-    ran = run_in_a_shell('ulimit -n 24; "$@"', *[pictures] * 20, "--url", server.url, "--out", out, "--concurrency", 64)
+    """Too many open files is not the fault of a picture: no line says so, those until then stand, --resume has it."""
+    out, first = tmp_path / "results.jsonl", pictures / "01.png"
+    classify(first, "--url", server.url, "--out", out)
+    asked = [first, *[pictures] * 20, "--url", server.url, "--out", out, "--resume", "--concurrency", 64]
+    ran = run_in_a_shell('ulimit -n 24; "$@"', *asked)
     assert ran.returncode == 2, ran.stderr
+    assert b"Too many open files" in ran.stderr
+    assert lines(out)[0]["path"] == str(first)
     assert not [one for one in lines(out) if one.get("code") == "data"]
 
 

@@ -168,20 +168,6 @@ def test_a_file_of_somebody_else_is_not_cut_off(path: Path, content: bytes) -> N
     assert path.read_bytes() == content
 
 
-def test_a_failed_run_takes_away_only_its_own_file(path: Path) -> None:
-    """Somebody has moved it, and put another one in its place."""
-
-    def run() -> None:
-        with Results(path, resume=False):
-            path.rename(path.with_suffix(".moved"))
-            path.write_bytes(b"another")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert path.read_bytes() == b"another"
-
-
 def test_a_failed_run_leaves_no_file_behind_a_link(path: Path) -> None:
     """The link was there before, and led nowhere."""
     path.symlink_to(path.with_name("target.jsonl"))
@@ -189,6 +175,8 @@ def test_a_failed_run_leaves_no_file_behind_a_link(path: Path) -> None:
         raise KeyboardInterrupt
     assert path.is_symlink()
     assert not path.exists()
+    write(path, LINES)
+    assert path.with_name("target.jsonl").read_bytes() == b"".join(LINES)
 
 
 def test_results_are_never_written_over(path: Path) -> None:
@@ -201,9 +189,24 @@ def test_results_are_never_written_over(path: Path) -> None:
 
 def test_two_processes_do_not_write_one_file(path: Path) -> None:
     code = f"from pathlib import Path; from saccade.results import Results; Results(Path({str(path)!r}), True)"
+    path.touch()
     with Results(path, resume=False):
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is being written by another process" in ran.stderr
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_that_begin_at_once_the_first_to_have_a_line_writes(path: Path, resume: bool) -> None:
+    """The file is there from then on: the other one is told, and adds nothing to what it never saw."""
+
+    def slower() -> None:
+        with Results(path, resume) as results:
+            write(path, LINES[:2])
+            results.write(LINES[2])
+
+    with pytest.raises(DataError, match="is being written by another process"):
+        slower()
+    assert path.read_bytes() == b"".join(LINES[:2])
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -215,6 +218,33 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from() -> None:
     """/dev/full takes nothing, as a full disk does."""
     with pytest.raises(DataError, match="No space left"):
         write_to_full()
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_disk_that_had_no_room_for_a_moment_takes_no_line_behind_one_that_it_did_not(path: Path, there: int) -> None:
+    """Whole lines, then half a one at the most; no file where there was none, rather than a part of its first lines."""
+    if there:
+        path.write_bytes(LINES[0])
+    limit = sum(map(len, LINES[:there])) + 5
+    code = f"""
+import resource
+from pathlib import Path
+from saccade.errors import DataError
+from saccade.results import Results
+with Results(Path({str(path)!r}), resume=True) as results:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+    try:
+        while True:
+            results.write({LINES[1]!r})
+    except DataError:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        raise
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DataError: could not write" in ran.stderr
+    if there:
+        assert path.read_bytes() == LINES[0] + LINES[1][:5]
+    assert path.exists() == bool(there)
 
 
 def write_to_full() -> None:

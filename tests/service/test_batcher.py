@@ -1029,6 +1029,30 @@ def test_closing_waits_for_no_decoding_and_answers_all() -> None:
 # --- waiting for company
 
 
+def test_closing_answers_those_too_who_wait_for_others_of_their_batch_to_be_decoded() -> None:
+    """A batch that waited for company is taken whole: while its first is decoded, the others are nobody's but its."""
+
+    async def scene() -> None:
+        runner, began, go_on = Echo(), threading.Event(), threading.Event()
+
+        def slow() -> Picture:
+            began.set()
+            assert go_on.wait(PATIENCE)
+            return image(0)
+
+        with batching(runner, workers=None, max_batch=3, max_wait_s=3600) as batcher:
+            tasks = [asyncio.create_task(batcher.run(slow, ("logits",), same, LATER)), submit(batcher, 1)]
+            tasks.append(submit(batcher, 2))
+            assert await asyncio.to_thread(began.wait, PATIENCE)
+            await asyncio.to_thread(batcher.close)
+            await until(lambda: all(task.done() for task in tasks))
+            go_on.set()
+        assert [str(task.exception()) for task in tasks] == ["the engine has stopped"] * 3
+        assert runner.batches == []
+
+    asyncio.run(scene())
+
+
 def test_with_max_wait_a_batch_waits_until_it_is_full_and_then_goes_at_once() -> None:
     """An hour's wait ends with the last member: nobody waits for a timer once the batch is full."""
 

@@ -180,9 +180,10 @@ def test_what_cannot_be_is_refused_with_the_reason(
 
 
 def listed(client: TestClient) -> list[str]:
-    """The maps of the one model."""
+    """The maps of the one model, of which both routes say the same."""
     (model,) = client.get("/v1/models").json()["models"]
     maps: list[str] = model["maps"]
+    assert client.get(f"/v1/models/{model['name']}").json()["maps"] == maps
     return maps
 
 
@@ -245,14 +246,17 @@ def test_it_may_be_off(serve: Start) -> None:
     assert other.startswith("tiny-cct@1 has no map 'grad_cam': it is for models without att")
     assert other.endswith("; it has pooling, rollout, class")
     for one in client.get("/v1/models").json()["models"]:
-        assert not {"relevance", "grad_attention", "grad_cam"} & set(one["maps"])
+        assert not {"relevance", "grad_attention", "legrad", "grad_cam"} & set(one["maps"])
+        assert client.get(f"/v1/models/{one['name']}").json()["maps"] == one["maps"]
 
 
 def test_models_list_the_maps_of_the_gradient(service: TestClient) -> None:
+    """The list, and each model's own page."""
     listed = {one["name"]: one["maps"] for one in service.get("/v1/models").json()["models"]}
     for name, maps in listed.items():
         assert ("relevance" in maps) == (name in WITH_RELEVANCE)
         assert ("grad_cam" in maps) == (name in WITHOUT_ATTENTION)
+        assert service.get(f"/v1/models/{name}").json()["maps"] == maps
 
 
 def no_graph(bundle: Bundle) -> str:
@@ -303,7 +307,7 @@ def test_what_cannot_be_opened_is_said_to_who_asks_and_costs_nobody_else_anythin
     assert "relevance" in listed(client)
     for _ in range(2):
         words = refusal(client, 500, "relevance_failed", maps="relevance")
-        assert words == "relevance.onnx of tiny-cct@1 could not be opened: the log says why"
+        assert words == "relevance.onnx of tiny-cct@1 could not be opened: the service's log says why"
         assert ask(client)["labels"]
         assert listed(client) == ["pooling", "rollout", "class"]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -102,7 +102,7 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
     pixels = torch.randn(PICTURES, 3, height, width, generator=torch.Generator().manual_seed(3)).numpy()
     ask = of_module(lambda: Logits(small.written_out()), bundle)
     gradients = manifest.maps.gradients
-    blocks = _blocks(module, manifest)
+    blocks = _blocks(module, manifest, torch.from_numpy(pixels))
 
     def maps(kind: torch.dtype, part: Array) -> dict[str, Array]:
         if gradients is not None and GRAD_CAM in gradients.names:
@@ -125,15 +125,28 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
     )
 
 
-def _blocks(module: nn.Module, manifest: Manifest) -> BlocksOf | None:
-    """Of a model with a list of as many blocks as there are layers; None where LeGrad has to go without autograd beside it."""
+def _blocks(module: nn.Module, manifest: Manifest, pixels: torch.Tensor) -> BlocksOf | None:
+    """Of a model with a list of as many blocks as layers; None where LeGrad has to go without autograd beside it."""
     gradients = manifest.maps.gradients
     if gradients is None or LEGRAD not in gradients.names:
         return None
     count = len(gradients.layers)
-    if not _lists(module, count):
+    lists = _lists(module, count)
+    if not lists or not _gives_tokens(lists[-1][-1], module, pixels):
         return None
     return lambda inner: (_lists(inner, count)[-1], "forward", (1,))
+
+
+def _gives_tokens(block: nn.Module, module: nn.Module, pixels: torch.Tensor) -> bool:
+    """Whether what it gives is (batch, tokens, channels), and no picture."""
+    ranks: list[int] = []
+
+    def look(_: nn.Module, __: object, given: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        ranks.append((given[0] if isinstance(given, tuple) else given).ndim)
+
+    with block.register_forward_hook(look), torch.no_grad():
+        module(pixels)
+    return ranks == [3]
 
 
 def _lists(module: nn.Module, count: int) -> list[list[nn.Module]]:

@@ -1,6 +1,8 @@
 """What a graph is found to hold, against the net that it was exported from."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -194,7 +196,7 @@ def test_a_grid_is_asked_for_where_none_is_found(case: Callable[[str, str], Case
     model, found = exposed(tmp_path / "hidden.onnx", net.size, grid=(4, 6))
     assert found.layers == tuple(AttentionLayer(output=f"attention_0{at}", grid=(4, 6), heads=2) for at in range(2))
     assert found.pooling == Pooling(kind="learned")
-    sentence = "--grid 5x6: .*/Softmax is not used: its 24 tokens are fewer than the 5 x 6 of the grid asked for"
+    sentence = "--grid 5x6: /[^:]*/Softmax is not used: its 24 tokens are fewer than the 5 x 6 of the grid asked for"
     with pytest.raises(DataError, match=sentence):
         exposed(tmp_path / "hidden.onnx", net.size, grid=(5, 6))
     pixels = noise(2, net.size)
@@ -220,8 +222,43 @@ def test_a_grid_is_told_to_no_layer_of_another_stage(case: Callable[[str, str], 
         net(torch.from_numpy(pixels))
     np.testing.assert_allclose(answers(model, pixels)["attention_00"], net.seen[1].numpy(), atol=1e-5)
     assert [layer.grid for layer in exposed(path, net.size, grid=(8, 12))[1].layers] == [(8, 12), (4, 6)]
-    with pytest.raises(DataError, match=f"^--grid 5x6: .* is not used: {left.format('5 x 6')}"):
+    with pytest.raises(
+        DataError, match=r"^--grid 5x6: /last/Softmax is not used: its 24 tokens are fewer than the 5 x 6"
+    ):
         exposed(path, net.size, grid=(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "wrong", "sentence"),
+    [
+        (
+            "Vit",
+            True,
+            [(2, 3), (5, 5), (6, 4), (1, 24)],
+            "its 25 tokens are 4 x 6 + 1 where their places were last known",
+        ),
+        ("SeqPool", True, [(2, 3)], "its 24 tokens are 4 x 6 where their places were last known"),
+        ("PickedVit", False, [(2, 3)], "19 of its 25 tokens would be special, and the graph puts 1 beside its patches"),
+        ("Stages", False, [(2, 3)], "18 of its 24 tokens would be special, and the graph puts none beside its patches"),
+    ],
+)
+def test_a_grid_that_leaves_more_special_tokens_than_there_are_is_refused(
+    case: Callable[[str, str], Case],
+    tmp_path: Path,
+    name: str,
+    hidden: bool,
+    wrong: list[tuple[int, int]],
+    sentence: str,
+) -> None:
+    """They would be patches, which no map has: as far as the graph says something of its tokens, it is held to that."""
+    net, path = case(name, "script")
+    path = hide(path, tmp_path / "hidden.onnx") if hidden else path
+    for grid in wrong:
+        with pytest.raises(DataError, match=rf"^--grid {grid[0]}x{grid[1]}: /\S+ is not used: {re.escape(sentence)}"):
+            exposed(path, net.size, grid=grid)
+    special = SpecialTokens(count=1 if name.endswith("Vit") else 0)
+    for layer in exposed(path, net.size, grid=(4, 6))[1].layers:
+        assert (layer.grid, layer.special_tokens) == ((4, 6), special)
 
 
 @pytest.mark.parametrize(

@@ -265,8 +265,8 @@ def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value])
 
 def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[GradientMapName, str]) -> Explained:
     logits, others = classifier.logits, other_floats(model)
-    seed = _seed(Adder(model), model, logits, classifier.classes)
     features, places = last_features(model, logits), _places(model)
+    seed = _seed(Adder(model), model, logits, classifier.classes)
     shape = places.shape(features) or ()
     if len(shape) != 4 or shape[0] != places.batch:
         raise BundleError(f"{classifier.name}: its last feature map is no (batch, channels, rows, columns)")

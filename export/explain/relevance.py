@@ -264,7 +264,8 @@ def _evidence(add: Adder, source: Source, positive: Mapping[ir.Value, ir.Value])
 
 
 def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[GradientMapName, str]) -> Explained:
-    logits, others, places = classifier.logits, other_floats(model), _places(model)
+    logits, places, others = classifier.logits, _places(model), other_floats(model)
+    seed = _seed(Adder(model), model, logits, classifier.classes)
     features = last_features(model, logits)
     shape = places.shape(features) or ()
     if len(shape) != 4 or shape[0] != places.batch:
@@ -272,7 +273,6 @@ def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[Gradien
     rows, columns = Known(model, [features], []).shape(features)[2:]
     if not rows or not columns:
         raise BundleError(f"{classifier.name}: the size of its last feature map hangs on the batch")
-    seed = _seed(Adder(model), model, logits, classifier.classes)
     gradients = differentiate(model, {logits: seed}, [features])
     add = Adder(model)
     summed = _grad_cam(add, widened(add, features, others), gradients[features])

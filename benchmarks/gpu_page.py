@@ -16,14 +16,15 @@ Results = Mapping[str, Any]
 
 def tables(results: Results) -> dict[str, str]:
     """By the name of the comment that stands before and behind each in the page."""
-    models = results["models"]
+    models = {name: one for name, one in results["models"].items() if "failed" not in one}
+    failed = [[name, one["failed"]] for name, one in results["models"].items() if "failed" in one]
     batches = list(next(iter(models.values()))["costs"])
     return {
         "machine": _machine(results),
         "agreement": _table(
             ["model", "golden check", "logits", "attention", *MAPS],
             [[name, "passed" if not one["golden"] else "failed", *_errors(one["agreement"])]
-             for name, one in models.items()],
+             for name, one in models.items()] + failed,
         ),
         "costs": _table(
             ["model", "batch", "labels alone", *MAPS],
@@ -60,7 +61,7 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
 def _machine(results: Results) -> str:
     machine, packages = results["machine"], results["machine"]["packages"]
-    name, driver = machine["gpu"].split(", ")
+    name, _, driver = machine["gpu"].partition("\n")[0].rpartition(", ")
     return (
         f"{name}, driver {driver}, ONNX Runtime {packages['onnxruntime-gpu']} ({results['provider']}), Python "
         f"{machine['python']}; medians of {results['rounds']} rounds."

@@ -170,8 +170,10 @@ class Results:
             raise self._failure(self._broken)
 
     def _failure(self, error: OSError) -> DataError:
-        if isinstance(error, FileExistsError | BlockingIOError):  # made, or locked
+        if isinstance(error, BlockingIOError):
             return DataError(f"{self._path} is being written by another process")
+        if isinstance(error, FileExistsError):
+            return DataError(f"{self._path} was made by another process meanwhile: --resume goes on with it")
         return DataError(f"could not write {self._path}: {error.strerror}")
 
     def _read(self, line: bytes, number: int) -> dict[str, Any]:
@@ -187,10 +189,12 @@ def _make(path: Path, lines: bytes) -> int:
     place = _place(path)
     file = os.open(place, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        _lock(file)
         try:
+            _lock(file)
             _write(file, lines)
-        except OSError:  # the disk is full
+        except BlockingIOError:  # it is another's, who found it there
+            raise
+        except BaseException:  # the disk is full, or somebody has had enough
             place.unlink()  # while it is locked: who waits for the lock looks if it is still there
             raise
         with contextlib.suppress(OSError):  # that the file is there is on the disk only once its folder is

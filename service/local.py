@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
 
 from saccade.api import ClassifyOptions
 from saccade.bundle import open_bundle
 from saccade.client import Effort
+from saccade.errors import InferenceFailed
 from service.cgroup import memory_limit
 from service.classifier import Classifier
 from service.metrics import Metrics
@@ -34,6 +36,8 @@ class Local:
         except BaseException:
             self._workers.close()
             raise
+        self._handing = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="saccade-local", daemon=True)
         self._thread.start()
@@ -60,7 +64,14 @@ class Local:
 
         def ask(picture: bytes, _: Effort) -> bytes:
             with self._room:
-                return asyncio.run_coroutine_threadsafe(classify(picture), self._loop).result()
+                with self._handing:
+                    if self._closed:
+                        raise InferenceFailed("the engine has stopped")
+                    answer = asyncio.run_coroutine_threadsafe(classify(picture), self._loop)
+                try:
+                    return answer.result()
+                except CancelledError as error:
+                    raise InferenceFailed("the engine has stopped") from error
 
         return ask
 
@@ -70,8 +81,18 @@ class Local:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._handing:
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._let_go(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._classifier.close()
         self._workers.close()
         self._loop.close()
+
+    async def _let_go(self) -> None:
+        """Of whoever still waits for an answer."""
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)

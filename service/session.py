@@ -156,12 +156,16 @@ def open_session(
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class with each other
         raise BundleError(f"ONNX Runtime does not load {graph}: {error}") from error
-    got = session.get_providers()[0]
-    left = strayed(session) if strict else []
-    if got != providers[0] or left:
+    asked, got = ", ".join(providers), session.get_providers()[0]
+    if got != providers[0]:
         raise SettingsError(
-            f"{manifest.id} asked for {', '.join(providers)} and would get {CPU}{' for ' if left else ''}"
-            f"{', '.join(left)}: is there such a device, with its driver? ONNX Runtime says more in the lines before"
+            f"{manifest.id} asked for {asked} and would get {got}: is there such a device, with its driver? "
+            "ONNX Runtime says more in the lines before"
+        )
+    if strict and (left := strayed(session)):
+        raise SettingsError(
+            f"{manifest.id} asked for {asked}, which leaves {', '.join(left)} of {graph.name} to {CPU}: "
+            f"SACCADE_PROVIDERS={','.join((*providers, CPU))} allows that"
         )
     return session
 

@@ -31,6 +31,7 @@ from export.explain.gelu import open_gelus
 from export.explain.known import Known, other_floats, widened
 from export.explain.legrad import add_legrad
 from export.explain.source import Source, behind, laid_out, last_features, source_of
+from export.explain.tokens import is_picture
 from export.graph.adder import Adder
 from export.graph.attention import find
 from export.graph.geometry import layer_of
@@ -174,15 +175,17 @@ def _lacks(last: AttentionLayer, pooling: Pooling | None) -> str | None:
 
 
 def _stage(model: ir.Model, classifier: Classifier, places: Places) -> tuple[AttentionLayer, ...]:
-    """The last layers of one geometry, with no attention behind them that is none of the layers: before those, tokens
-    are others or are mixed in a way that is not known, and evidence cannot be handed on. Raises BundleError where
-    there is such attention behind the last layer.
+    """The last layers of one geometry and one frame, with no attention behind them that is none of the layers: before
+    those, tokens are others or are mixed in a way that is not known, and evidence cannot be handed on. Raises
+    BundleError where there is such attention behind the last layer.
     """
     last, before = classifier.layers[-1], _before_others(model, classifier, places)
+    frames = {_softmax(found.weights): found.frame for found in find(model, places)}
+    frame = frames.get(_softmax(classifier.attention[-1]))
     stage: list[AttentionLayer] = []
     for layer, value in zip(reversed(classifier.layers), reversed(classifier.attention), strict=True):
         same = (layer.grid, layer.special_tokens, layer.windows) == (last.grid, last.special_tokens, None)
-        if not same or _softmax(value) in before:
+        if not same or _softmax(value) in before or frames.get(_softmax(value)) != frame:
             break
         stage.append(layer)
     if not stage:
@@ -267,8 +270,7 @@ def _add_grad_cam(model: ir.Model, classifier: Classifier, why_not: dict[Gradien
     logits, places, others = classifier.logits, _places(model), other_floats(model)
     seed = _seed(Adder(model), model, logits, classifier.classes)
     features = last_features(model, logits)
-    shape = places.shape(features) or ()
-    if len(shape) != 4 or shape[0] != places.batch:
+    if not is_picture(features, places):
         raise BundleError(f"{classifier.name}: its last feature map is no (batch, channels, rows, columns)")
     rows, columns = Known(model, [features], []).shape(features)[2:]
     if not rows or not columns:

@@ -56,3 +56,12 @@ def shape_of_one(add: Adder, value: ir.Value, places: Places) -> ir.Value:
     """
     axes, shape = token_axes(value, places), places.shape_of(value)
     return add.constant(np.array([-1, *(1 if axis in axes else shape[axis] for axis in range(1, len(shape)))]))
+
+
+def is_picture(value: ir.Value, places: Places) -> bool:
+    """Whether it is (batch, channels, rows, columns), each number of the place where it stands."""
+    labels, shape = places.labels.get(value), places.shape(value) or ()
+    if labels is None or len(shape) != 4 or (labels.frame.rows, labels.frame.columns) != tuple(shape[2:]):
+        return False
+    cells = np.arange(shape[0] * labels.frame.cells).reshape(shape[0], 1, *shape[2:])
+    return shape[0] == places.batch and bool((labels.cells == cells).all())

@@ -47,12 +47,12 @@ def constant_along(cells: NDArray[Any], axis: int) -> bool:
     return cells.strides[axis] == 0 or bool((cells == cells.take([0], axis)).all())
 
 
-def _kept(parts: Sequence[Labels], shape: tuple[int, ...]) -> Frame:
-    """Which of several frames a sum of their numbers stays in.
+def _kept(parts: Sequence[Labels], shape: tuple[int, ...], carried: bool) -> Frame:
+    """Which of several frames an operation on their numbers is in.
 
     Where a convolution among neighbours is added to what it was taken of (the MLPs of PVT V2 and SegFormer), the tokens
-    stay those that they were: a residual stream keeps each at its place, whatever of others is added to it, as it does
-    through attention. So of frames of one size, whose places lie on each other one by one, it is the oldest.
+    stay those that they were: a residual stream carries each at its place, whatever of others is added to it, as it
+    does through attention. So then of frames of one size, whose places lie on each other one by one, it is the oldest.
     """
     counts = [len(np.unique(part.cells[part.cells >= 0])) for part in parts]
     finest = [part for part, count in zip(parts, counts, strict=True) if count == max(counts)]
@@ -60,7 +60,7 @@ def _kept(parts: Sequence[Labels], shape: tuple[int, ...]) -> Frame:
     patches = [np.broadcast_to(np.maximum(part.cells, NOWHERE), shape) for part in finest]
     sizes = {(part.frame.rows, part.frame.columns) for part in finest}
     alike = len(sizes) == 1 and all(np.array_equal(cells, patches[0]) for cells in patches)
-    return oldest if alike else newest
+    return oldest if alike and carried else newest
 
 
 class Grids:
@@ -111,8 +111,9 @@ class Grids:
         found = picture * coarse.cells + np.searchsorted(rows, row) * coarse.columns + np.searchsorted(columns, column)
         return Labels(coarse, np.where(about, found, NOWHERE))
 
-    def joined(self, parts: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
-        """Of an operation on each number: the labels of the finest frame, the newest of several (see `_kept`).
+    def joined(self, parts: Sequence[Labels], shape: tuple[int, ...], *, carried: bool = False) -> Labels:
+        """Of an operation on each number: the labels of the finest frame, the newest of several; of a sum whose oldest
+        part is `carried` through it, see `_kept`.
 
         A patch goes before a special token, and that before nowhere; two patches, or two special tokens, are nowhere.
         """
@@ -120,7 +121,7 @@ class Grids:
         if not placed:
             return nowhere(shape)
         if len({part.frame for part in placed}) > 1:
-            frame = _kept(placed, shape)
+            frame = _kept(placed, shape, carried)
             placed = [part for part in placed if part.frame == frame]
         result = np.broadcast_to(placed[0].cells, shape)
         for part in placed[1:]:

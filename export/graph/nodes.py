@@ -17,6 +17,12 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None else attribute.as_int()
 
 
+def integers(node: ir.Node, name: str) -> tuple[int, ...]:
+    """An attribute of a node; none where it has none."""
+    attribute = node.attributes.get(name)
+    return () if attribute is None else tuple(attribute.as_ints())
+
+
 def number(node: ir.Node, name: str, default: float) -> float:
     """An attribute of a node."""
     attribute = node.attributes.get(name)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.graph.evaluate import evaluate, output_shapes
 from export.graph.labels import NOWHERE, Grids, Labels, constant_along, nowhere
-from export.graph.nodes import integer
+from export.graph.nodes import integer, integers
 
 MOVES = (
     "Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather GatherElements GatherND Split Expand Tile Identity "
@@ -68,7 +68,33 @@ def _keeps(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
     """Each number keeps its place under an operation on it alone, broadcast over the inputs."""
     parts = [one for one in given if one is not None]
     shape = np.broadcast_shapes(*(one.shape for one in parts))
-    return [grids.joined([one for one in parts if isinstance(one, Labels)], shape)] * len(node.outputs)
+    labels = [one for one in parts if isinstance(one, Labels)]
+    return [grids.joined(labels, shape, carried=_carries(node, given))] * len(node.outputs)
+
+
+def _carries(node: ir.Node, given: Given) -> bool:
+    """Whether it is a sum, and whatever attention lies behind its newer parts lies behind the oldest as well: that one
+    carries the evidence of all of it on, where it is.
+    """
+    placed = [(one.frame.order, value) for one, value in zip(given, node.inputs, strict=True)
+              if isinstance(one, Labels) and one.frame.order and value is not None]  # fmt: skip
+    if node.op_type not in ("Add", "Sub", "Sum") or len({order for order, _ in placed}) < 2:
+        return False
+    (_, oldest), *newer = sorted(placed, key=lambda part: part[0])
+    carried = _softmaxes(oldest)
+    return all(_softmaxes(value) <= carried for _, value in newer)
+
+
+def _softmaxes(value: ir.Value) -> set[ir.Node]:
+    """All that it hangs on."""
+    seen, waiting = {value}, [value]
+    for one in waiting:
+        node = one.producer()
+        more = [] if node is None else [given for given in node.inputs if given is not None and given not in seen]
+        seen.update(more)
+        waiting += more
+    makers = (one.producer() for one in seen)
+    return {node for node in makers if node is not None and node.op_type == "Softmax"}
 
 
 def _keeps_first(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
@@ -139,7 +165,9 @@ def _as_vector(given: Given, result: Labels) -> Labels:
 
 
 def _begins_a_grid(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
-    """A new frame, unless each place is seen by itself (a convolution over channels only)."""
+    """A new frame, unless each place is seen by itself (a convolution over channels only); none where the old places do
+    not stand row by row, for then the new ones do not either.
+    """
     data = given[0]
     assert data is not None
     results = _shapes(node, given)
@@ -147,7 +175,41 @@ def _begins_a_grid(grids: Grids, node: ir.Node, given: Given) -> list[Labels]:
     pointwise = kernel is not None and set(kernel.shape[2:]) == {1} and data.shape[2:] == results[0][2:]
     if isinstance(data, Labels) and pointwise and constant_along(data.cells, 1):
         return [Labels(data.frame, np.broadcast_to(data.cells[:, :1], results[0]))]
+    window = kernel.shape[2:] if kernel is not None else integers(node, "kernel_shape")
+    if isinstance(data, Labels) and window and not _in_order(node, data, window, results[0]):
+        return [nowhere(shape) for shape in results]
     return [grids.fresh(shape) for shape in results]
+
+
+def _in_order(node: ir.Node, data: Labels, window: Sequence[int], shape: tuple[int, ...]) -> bool:
+    """Whether what lies in the middle of the windows goes from row to row along axis 2, and from column to column along
+    axis 3, and not back; where it is about no place, nothing is known against it.
+    """
+    if data.cells.ndim != 4 or len(shape) != 4:
+        return True
+    strides, spread, pads = (integers(node, name) for name in ("strides", "dilations", "pads"))
+    middles = []
+    for axis in range(2):
+        begin = -(pads[axis] if pads else 0) + (spread[axis] if spread else 1) * ((window[axis] - 1) // 2)
+        places = begin + (strides[axis] if strides else 1) * np.arange(shape[2 + axis])
+        middles.append(places.clip(0, data.shape[2 + axis] - 1))
+    cells = data.cells[0][:, middles[0]][:, :, middles[1]]
+    known, cells = cells >= 0, cells % data.frame.cells
+    return all(
+        _rises(np.where(known, place, NOWHERE), across)
+        for place, across in ((cells // data.frame.columns, 2), (cells % data.frame.columns, 1))
+    )
+
+
+def _rises(places: NDArray[np.int64], across: int) -> bool:
+    """Whether (channels, rows, columns) hang on one of the last two axes alone, the one not gone `across`, and never
+    fall along it; below 0 is unknown.
+    """
+    highest = places.max(across)
+    lowest = np.where(places < 0, np.iinfo(np.int64).max, places).min(across)
+    known = highest >= 0
+    falls = any((np.diff(row[there]) < 0).any() for row, there in zip(highest, known, strict=True))
+    return bool((highest == lowest)[known].all()) and not falls
 
 
 def _loses(_: Grids, node: ir.Node, given: Given) -> list[Labels]:

@@ -204,7 +204,7 @@ def test_of_two_that_begin_at_once_the_first_to_have_a_line_writes(path: Path, r
             write(path, LINES[:2])
             results.write(LINES[2])
 
-    with pytest.raises(DataError, match="is being written by another process"):
+    with pytest.raises(DataError, match="was made by another process meanwhile"):
         slower()
     assert path.read_bytes() == b"".join(LINES[:2])
 

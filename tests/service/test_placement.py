@@ -29,10 +29,26 @@ OF_SHAPES = """graph (float[N, 2, 3] x, int64[N, K] index) => (float[N, 6] y) {
 }"""
 
 
+SCALED = """graph (float[N, 2, 16] x) => (float[N, 2, 16] y) {
+    whole = Shape (x)
+    last = Constant <value = int64[1] {-1}> ()
+    end = Constant <value = int64[1] {9223372036854775807}> ()
+    width = Slice (whole, last, end)
+    number = Cast <to = 1> (width)
+    root = Sqrt (number)
+    one = Constant <value = float[1] {1.0}> ()
+    scale = Div (one, root)
+    half = Sqrt (scale)
+    y = Mul (x, half)
+}"""
+"""As torch.onnx.export(dynamo=False) writes it."""
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (OF_SHAPES, []),
+        (SCALED, []),
         (OF_SHAPES.replace("y = Reshape (x", "z = Relu (x)\n    y = Reshape (z"), ["Relu"]),
         (
             """graph (float[N, 4] x, bool on) => (float[N, 4] y) {
@@ -46,7 +62,7 @@ OF_SHAPES = """graph (float[N, 2, 3] x, int64[N, K] index) => (float[N, 6] y) {
             ["Sigmoid", "Softmax"],
         ),
     ],
-    ids=["shapes", "one operator", "a branch"],
+    ids=["shapes", "the scale of attention", "one operator", "a branch"],
 )
 def test_what_runs_on_the_cpu_is_named_unless_it_works_out_shapes(text: str, expected: list[str]) -> None:
     """The most frequent first; what is in a branch counts, and a graph that asks how long its batch is, is fine."""

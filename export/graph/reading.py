@@ -104,12 +104,20 @@ class _Reader:
         self._seen: dict[ir.Value, NDArray[np.float64] | ir.Value | None] = {}
 
     def shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
-        if value not in self._seen:
-            self._seen[value] = None
-            self._seen[value] = self._shares(value)
+        """Without recursion: hundreds of operators may stand between the pool and the logits."""
+        waiting = [value]
+        while waiting:
+            found = self._shares(waiting[-1])
+            left = [one for one in found if one not in self._seen] if isinstance(found, list) else []
+            if left:
+                waiting += left
+                continue
+            one = waiting.pop()
+            self._seen[one] = self._alike(one, found) if isinstance(found, list) else found
         return self._seen[value]
 
-    def _shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
+    def _shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | list[ir.Value] | None:
+        """Or the inputs of an operator behind the pool, which reads what they read."""
         about, mixed = self._tokens(value)
         if len(about) == 1 and not mixed:
             return self._uniform(about)
@@ -123,17 +131,19 @@ class _Reader:
             return learned[0] if len(self._tokens(learned[1])[0]) == len(self._row) else None
         if len(about) > 1:  # here many tokens become one number
             return self._uniform(about) if node.op_type in _MEANS and not mixed else None
-        return self._alike(node, inputs)
+        return inputs
 
-    def _alike(self, node: ir.Node, inputs: list[ir.Value]) -> NDArray[np.float64] | ir.Value | None:
+    def _alike(self, value: ir.Value, inputs: list[ir.Value]) -> NDArray[np.float64] | ir.Value | None:
         """Of an operator behind the pool: as its inputs, half and half where it adds two or puts them side by side."""
-        found = [self.shares(one) for one in inputs]
+        found = [self._seen[one] for one in inputs]
         rows = [one for one in found if isinstance(one, np.ndarray)]
         if len(rows) < len(found):
             return found[0] if all(one is found[0] for one in found) else None
         if all(np.allclose(row, rows[0]) for row in rows):
             return rows[0]
-        return np.mean(rows, axis=0) if node.op_type in ("Add", "Concat", "Sum", "Mean") else None
+        node = value.producer()
+        adds = node is not None and node.op_type in ("Add", "Concat", "Sum", "Mean")
+        return np.mean(rows, axis=0) if adds else None
 
     def _tokens(self, value: ir.Value) -> tuple[list[int], bool]:
         """The tokens of the first picture that a value is about, and whether some of it is about none of them."""

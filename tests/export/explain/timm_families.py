@@ -83,7 +83,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "TinyViT": ("tiny_vit_5m_224", {"depths": (1, 1, 1, 1)}),
     "VOLO": ("volo_d1_224", {"img_size": 96}),
     "ViTamin": ("vitamin_small_224", {"depth": 2, "img_size": 96}),
-    "BoTNet": ("botnet26t_256", {}),
+    "BoTNet": ("botnet26t_256", {"img_size": 128, "width_factor": 0.125}),
     "HaloNet": ("halonet26t", {}),
     "LambdaNetworks": ("lambda_resnet26t", {}),
     "ResNet of CLIP, pooled by attention": ("resnet50_clip", {}),
@@ -105,11 +105,13 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> timm's model, and what is narrowed of it."""
 
-_SIZES = {"NaFlexViT": (32, 48), "Next-ViT": (64, 96), "CAFormer": (64, 96), **dict.fromkeys((
-    "PVT v2", "MobileNet v4, hybrid", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention",
-    "SwiftFormer", "LambdaNetworks", "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer",
-    "FastViT", "RepViT", "ResNet", "ConvNeXt", "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
-), (128, 160))}  # fmt: skip
+_SIZES = {
+    "NaFlexViT": (32, 48), **dict.fromkeys(("MobileNet v4, hybrid", "Next-ViT", "CAFormer"), (64, 96)), **dict.fromkeys((
+    "PVT v2", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention", "SwiftFormer", "LambdaNetworks",
+    "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer", "FastViT", "RepViT", "ResNet", "ConvNeXt",
+    "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
+    ), (128, 160)),
+}  # fmt: skip
 """Of pictures, for models that take any."""
 
 NAMES = tuple(_FAMILIES)

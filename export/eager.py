@@ -139,6 +139,8 @@ class Eager:
         found = {}
         for name, shape in self._shapes.items():
             tensor = ran[self._places[name]] if self._places[name] < len(ran) else torch.empty(0)
+            if name == self._bundle.manifest.maps.pooling and tensor.ndim == 4 and len(tensor) == count:
+                tensor = tensor.mean(1)  # over heads
             if tensor.numel() != count * math.prod(shape) or tensor.shape[-1] != shape[-1]:
                 raise BundleError(
                     f"{self.said} has a softmax of {tuple(tensor.shape)} for {name}; it must be {(count, *shape)}"

@@ -26,10 +26,12 @@ _LAYOUT = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "
 
 @dataclass(frozen=True)
 class Reading:
-    """`weights` (batch, …) are those of learned pooling, with one number a token."""
+    """`weights` are those of learned pooling: (batch, …) with one number a token, or (batch, heads, 1, tokens)."""
 
     pooling: Pooling
     weights: ir.Value | None = None
+    heads: int = 1
+    """That pool apart, each some of the channels."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, lay
     reader = _Reader(places, frame, row)
     shares = reader.shares(logits)
     if isinstance(shares, ir.Value):
-        fits = _one_a_token(shares, layer.tokens, places) and not layer.special_tokens.count
-        return Reading(Pooling(kind="learned"), shares) if fits else None
+        heads = _heads(shares, layer.tokens, places)
+        fits = heads and not layer.special_tokens.count
+        return Reading(Pooling(kind="learned"), shares, heads) if fits else None
     if shares is None:
         return None
     mean = np.where(row >= 0, 1 / layer.patches, 0.0)
@@ -94,6 +97,14 @@ def _one_a_token(weights: ir.Value, tokens: int, places: Places) -> bool:
     """Whether the weights of learned pooling are (batch, tokens), or that with axes of length 1."""
     shape = places.shape(weights) or ()
     return shape[:1] == (places.batch,) and math.prod(shape[1:]) == tokens
+
+
+def _heads(weights: ir.Value, tokens: int, places: Places) -> int:
+    """How many heads the weights of learned pooling are of; 0 where they are no weights of so many tokens."""
+    shape = places.shape(weights) or ()
+    if len(shape) == 4 and shape[0] == places.batch and shape[2:] == (1, tokens):
+        return shape[1]
+    return int(_one_a_token(weights, tokens, places))
 
 
 class _Reader:
@@ -167,7 +178,8 @@ def _learned_product(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value]
     left, right = node.inputs
     if left is None or right is None or left not in places.labels or right not in places.labels:
         return None
-    if len(places.labels[left].shape) != 3 or places.labels[left].shape[1] != 1:
+    shape = places.labels[left].shape
+    if len(shape) not in (3, 4) or shape[-2] != 1:
         return None
     weights = _softmax(left)
     return (weights, right) if weights is not None else None

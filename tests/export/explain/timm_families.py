@@ -106,10 +106,11 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> timm's model, and what is narrowed of it."""
 
 _SIZES = {
-    "NaFlexViT": (32, 48), **dict.fromkeys(("MobileNet v4, hybrid", "Next-ViT", "CAFormer"), (64, 96)), **dict.fromkeys((
-    "PVT v2", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention", "SwiftFormer", "LambdaNetworks",
-    "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer", "FastViT", "RepViT", "ResNet", "ConvNeXt",
-    "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
+    "NaFlexViT": (32, 48), **dict.fromkeys(("MobileNet v4, hybrid", "Next-ViT", "CAFormer"), (64, 96)),
+    **dict.fromkeys((
+        "PVT v2", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention", "SwiftFormer", "LambdaNetworks",
+        "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer", "FastViT", "RepViT", "ResNet", "ConvNeXt",
+        "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
     ), (128, 160)),
 }  # fmt: skip
 """Of pictures, for models that take any."""

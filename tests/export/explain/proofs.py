@@ -22,7 +22,7 @@ from export.runtime import PROVIDER, open_graph, open_relevance
 from saccade.bundle import Bundle
 from saccade.manifest import Manifest
 from saccade.pooling import pooled_row
-from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching
+from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching, windows_first
 
 Array = NDArray[Any]
 GRADIENT, OF_MAPS = 1e-5, 1e-4
@@ -88,12 +88,15 @@ def of_module(make: Callable[[], nn.Module], bundle: Bundle) -> Ask:
         seen, found = gradients(make().to(kind), torch.from_numpy(pixels).to(kind), seed)
         values = graph(pixels)
         places = dict(zip(names, matching([values[name] for name in names], seen), strict=True))
+        pairs = {name: tuple(windows_first(values[name], seen[at], one) for one in (seen[at].detach(), found[at]))
+                 for name, at in places.items()}  # fmt: skip
         shapes = {name: values[name].shape for name in names}
         for name in learned:
-            places[name], shapes[name] = _pooling(values[name], seen)
+            at, shapes[name] = _pooling(values[name], seen)
+            pairs[name] = seen[at].detach(), found[at]
         return Autograd(
-            {name: seen[place].detach().numpy().reshape(shapes[name]) for name, place in places.items()},
-            {name: found[place].numpy().reshape(classes, *shapes[name]) for name, place in places.items()},
+            {name: value.reshape(shapes[name]).numpy() for name, (value, _) in pairs.items()},
+            {name: by.reshape(classes, *shapes[name]).numpy() for name, (_, by) in pairs.items()},
         )
 
     return ask

@@ -1,4 +1,4 @@
-"""Whole models of shapes that are not the usual ones, held to float64 autograd: pools with heads, heads before windows."""
+"""Whole models of unusual shapes, held to float64 autograd: pools with heads, heads before windows."""
 
 import torch
 from torch import Tensor, nn

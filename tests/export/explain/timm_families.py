@@ -9,7 +9,7 @@ from tests.export import families
 
 _VIT = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": (32, 48), "patch_size": 8}
 _STAGES = {"img_size": 128, "depths": (1, 1, 1, 2), "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2)}
-_WINDOWS = {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4)}
+_WINDOWS = {"img_size": 64, "window_size": 8, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4)}
 _HYBRID = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 64}
 _LEVIT = {"embed_dim": (16, 16, 24), "num_heads": (2, 2, 2), "depth": (1, 1, 1), "key_dim": 8}
 _PIT = {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 2), "heads": (1, 2, 4)}
@@ -38,7 +38,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek ViT": ("deepseek_vit_412m", _VIT),
     "Gemma 4 ViT": ("gemma4_vit_167m", _VIT),
     "Qwen3 ViT": ("qwen3_vit_88m", _VIT),
-    "SAM ViT": ("samvit_base_patch16_224", {**_VIT, "img_size": 64, "window_size": 4}),
+    "SAM ViT": ("samvit_base_patch16_224", {**_VIT, "img_size": 64, "window_size": 4, "global_attn_indexes": (1,)}),
     "CaiT": ("cait_xxs24_224", _VIT),
     "XCiT": ("xcit_nano_12_p16_224", _HYBRID),
     "CrossViT": ("crossvit_tiny_240", {"depth": ((1, 2, 0),), "embed_dim": (16, 32), "num_heads": (2, 2)}),

@@ -65,7 +65,7 @@ def open_both(bundle: Bundle, provider: str) -> tuple[onnxruntime.InferenceSessi
     labels = open_session(bundle.manifest, bundle.graph, [provider], 1, False, entries=RECORD)
     maps = open_session(
         bundle.manifest, bundle.relevance, [provider], 1, False, entries={**SHARED, **RECORD}, warnings=False,
-        without=left_out(bundle, provider), in_order=True,
+        without=left_out(bundle, provider),
     )  # fmt: skip
     return labels, maps
 

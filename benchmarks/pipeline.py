@@ -23,7 +23,7 @@ from saccade.preprocess import normalize, resize
 from service import postprocess
 from service.encode import to_json
 from service.selection import select
-from service.session import load_head
+from service.session import load_head, session_options
 
 _MAX_RESPONSE_BYTES = 32 * 2**20
 
@@ -46,13 +46,8 @@ class Pipeline:
         self._head = load_head(bundle)
         options = ClassifyOptions.from_query(parse_qsl(query))
         self._selection = select(bundle.manifest, options, _MAX_RESPONSE_BYTES)
-        configuration = onnxruntime.SessionOptions()
-        configuration.intra_op_num_threads = intra_op_threads
-        configuration.inter_op_num_threads = 1
-        configuration.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        configuration.add_session_config_entry("session.inter_op.allow_spinning", str(int(spinning)))
         self._session = onnxruntime.InferenceSession(
-            str(bundle.graph), configuration, providers=["CPUExecutionProvider"]
+            str(bundle.graph), session_options(intra_op_threads, spinning), providers=["CPUExecutionProvider"]
         )
 
     def decode(self, body: bytes) -> Decoded:

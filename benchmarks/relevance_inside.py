@@ -15,6 +15,7 @@ from benchmarks.sessions import LOGITS, Feed, feed_of, maps_feed_of, open_labels
 from saccade.bundle import Bundle
 from service.placement import CPU
 from service.relevance import SHARED, left_out
+from service.session import session_options
 
 _RUNS = 30
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -65,8 +66,7 @@ def time_by_operator(bundle: Bundle, names: Sequence[str]) -> dict[str, dict[str
 def _profiled(
     graph: Path, outputs: list[str], feed: Feed, entries: Mapping[str, str] = _NONE, without: Sequence[str] = ()
 ) -> dict[str, float]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options = session_options(1, False)
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     options.enable_profiling = True

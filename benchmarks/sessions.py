@@ -29,9 +29,8 @@ def open_maps(bundle: Bundle, threads: int, *, shared: bool = True) -> onnxrunti
     if not shared:
         return open_session(bundle.manifest, bundle.relevance, [CPU], threads, False)
     return open_session(
-        bundle.manifest, bundle.relevance, [CPU], threads, False, entries=SHARED, without=left_out(bundle, CPU),
-        in_order=True,
-    )  # fmt: skip
+        bundle.manifest, bundle.relevance, [CPU], threads, False, entries=SHARED, without=left_out(bundle, CPU)
+    )
 
 
 def feed_of(bundle: Bundle, batch: int) -> Feed:

@@ -15,15 +15,16 @@ RECORD = {"session.record_ep_graph_assignment_info": "1"}
 """What a session is opened with whose `strayed` will be asked for."""
 
 # fmt: off
-_OF_SHAPES = frozenset([
-    "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
-    "Gather", "GatherElements", "Greater", "Identity", "If", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
-    "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "Shape", "Size",
-    "Slice", "Split", "Squeeze", "Sub", "Tile", "Unsqueeze", "Where",
+_SMALL = frozenset([
+    "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Div", "Equal",
+    "Expand", "Floor", "Gather", "GatherElements", "Greater", "Identity", "If", "Less", "Max", "Min", "Mod", "Mul",
+    "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements",
+    "Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile", "Unsqueeze", "Where",
 ])
 # fmt: on
 """Operators by which shapes and indices are worked out. CUDA has a kernel of each for float32 and float16, so what is
-left to the CPU of them is of integers. What stands in the branches of an If counts for itself."""
+left to the CPU of them is of integers; so are the biases of an int8 graph, of which CUDA has no DequantizeLinear. What
+stands in the branches of an If counts for itself."""
 
 
 def strayed(session: onnxruntime.InferenceSession) -> list[str]:
@@ -33,6 +34,6 @@ def strayed(session: onnxruntime.InferenceSession) -> list[str]:
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name == CPU
         for node in part.get_nodes()
-        if node.op_type not in _OF_SHAPES
+        if node.op_type not in _SMALL
     )
     return [name for name, _ in seen.most_common()]

@@ -93,7 +93,6 @@ class Relevance:
             entries=SHARED,
             warnings=False,  # one for each node that an If keeps it from taking away
             without=left_out(self._bundle, plan.provider),
-            in_order=True,  # a derivative stands behind what it is made of, which is in the cache there
         )
         check_interface(manifest, session, _inputs(manifest), self._shapes)
         check_golden_maps(manifest, self._bundle.golden, plan.provider, functools.partial(self._run_golden, session))

@@ -110,6 +110,23 @@ def switches_of(manifest: Manifest, outputs: Sequence[str]) -> dict[str, NDArray
     return {name: np.array(on) for name, on in manifest.maps.switches(outputs).items()}
 
 
+def session_options(threads: int, spinning: bool, provider: str = CPU) -> onnxruntime.SessionOptions:
+    """What all sessions share; `threads` work on one operator."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Nodes in the order of the file: most stand behind what they are made of, which is in the cache there.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    # Memory is used again either way. With this, as the graph is loaded a value gets what an earlier one of its shape
+    # had, in the cache or not; without, all are fitted into one block by when they are needed, which takes up to a
+    # quarter less and saves a transformer 2 % to 8 % of its time. On a GPU it has not been measured.
+    options.enable_mem_reuse = provider != CPU
+    return options
+
+
 def open_session(
     manifest: Manifest,
     graph: Path,
@@ -119,22 +136,14 @@ def open_session(
     *,
     entries: Mapping[str, str] = MappingProxyType({}),
     without: Sequence[str] = (),
-    in_order: bool = False,
     warnings: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """With further `entries` of its configuration, `without` those optimizers, nodes `in_order` of the file as far as
-    they can be, and without what ONNX Runtime warns of. Raises BundleError, SettingsError.
+    """With further `entries` of its configuration, `without` those optimizers, and without what ONNX Runtime warns of.
+    Raises BundleError, SettingsError.
     """
-    options = onnxruntime.SessionOptions()
-    if in_order:
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options = session_options(threads, spinning, providers[0])
     if not warnings:
         options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads burn the cores that decode the next pictures, and those of a container's neighbours.
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     strict = CPU not in providers
     for name, value in {**entries, **(RECORD if strict else {})}.items():
         options.add_session_config_entry(name, value)

@@ -117,6 +117,19 @@ def batching(
             threads.close()
 
 
+class HeldDecode:
+    """A picture whose decoding goes on until it may end."""
+
+    def __init__(self, number: float) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self._number = number
+
+    def __call__(self) -> Picture:
+        self.began.set()
+        assert self.go_on.wait(PATIENCE)
+        return image(self._number)
+
+
 def submit(
     batcher: Batcher[Picture, Ran[Picture]],
     number: float,
@@ -802,26 +815,20 @@ def test_without_workers_who_leaves_while_another_is_decoded_costs_no_run() -> N
     """Decoded is not yet running."""
 
     async def scene() -> None:
-        runner, meter, began, go_on = Echo(shut=True), Counts(), threading.Event(), threading.Event()
-
-        def slow() -> Picture:
-            began.set()
-            assert go_on.wait(PATIENCE)
-            return image(2)
-
+        runner, meter, held = Echo(shut=True), Counts(), HeldDecode(2)
         with batching(runner, workers=None, meter=meter) as batcher:
             first = submit(batcher, 0)
             await reached(runner)
             leaves = submit(batcher, 1)
-            stays = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
+            stays = asyncio.create_task(batcher.run(held, ("logits",), same, LATER))
             await queued(batcher, 2)
             soon = time.monotonic() + 0.2  # a run that takes longer than decoding the first does on any machine
             await until(lambda: time.monotonic() > soon)
             runner.gate.set()
-            assert await asyncio.to_thread(began.wait, PATIENCE)
+            assert await asyncio.to_thread(held.began.wait, PATIENCE)
             leaves.cancel()
             await asyncio.gather(leaves, return_exceptions=True)
-            go_on.set()
+            held.go_on.set()
             assert [number_of(await task) for task in (first, stays)] == [0, 2]
         assert runner.batches == [[0], [2]]
         assert meter.reasons == ["left"]
@@ -976,21 +983,15 @@ def test_the_queue_shows_what_is_being_decoded(workers: int | None) -> None:
     """An image that is not yet running waits, whatever is done to it meanwhile."""
 
     async def scene() -> None:
-        began, go_on = threading.Event(), threading.Event()
-
-        def decode() -> Picture:
-            began.set()
-            assert go_on.wait(PATIENCE)
-            return image(1)
-
+        held = HeldDecode(1)
         with batching(Echo(), workers=workers) as batcher:
-            task = asyncio.create_task(batcher.run(decode, ("logits",), same, LATER))
-            assert await asyncio.to_thread(began.wait, PATIENCE)
+            task = asyncio.create_task(batcher.run(held, ("logits",), same, LATER))
+            assert await asyncio.to_thread(held.began.wait, PATIENCE)
             assert batcher.waiting == 1
             age = batcher.age
             assert age > 0
             assert batcher.age > age
-            go_on.set()
+            held.go_on.set()
             await task
             assert (batcher.waiting, batcher.age) == (0, 0)
 
@@ -1001,16 +1002,10 @@ def test_closing_waits_for_no_decoding_and_answers_all() -> None:
     """A picture that takes minutes does not hold up the end of the process; its caller and those behind are told."""
 
     async def scene() -> None:
-        runner, began, go_on = Echo(), threading.Event(), threading.Event()
-
-        def slow() -> Picture:
-            began.set()
-            assert go_on.wait(PATIENCE)
-            return image(0)
-
+        runner, held = Echo(), HeldDecode(0)
         with batching(runner, workers=None) as batcher:
-            first = asyncio.create_task(batcher.run(slow, ("logits",), same, LATER))
-            assert await asyncio.to_thread(began.wait, PATIENCE)
+            first = asyncio.create_task(batcher.run(held, ("logits",), same, LATER))
+            assert await asyncio.to_thread(held.began.wait, PATIENCE)
             behind = [submit(batcher, number) for number in range(1, 9)]
             await queued(batcher, 9)
             closing = asyncio.create_task(asyncio.to_thread(batcher.close))
@@ -1020,7 +1015,7 @@ def test_closing_waits_for_no_decoding_and_answers_all() -> None:
             await closing  # within its two seconds
             with pytest.raises(InferenceFailed, match="stopped"):
                 await first
-            go_on.set()
+            held.go_on.set()
         assert runner.batches == []
 
     asyncio.run(scene())
@@ -1033,20 +1028,14 @@ def test_closing_answers_those_too_who_wait_for_others_of_their_batch_to_be_deco
     """A batch that waited for company is taken whole: while its first is decoded, the others are nobody's but its."""
 
     async def scene() -> None:
-        runner, began, go_on = Echo(), threading.Event(), threading.Event()
-
-        def slow() -> Picture:
-            began.set()
-            assert go_on.wait(PATIENCE)
-            return image(0)
-
+        runner, held = Echo(), HeldDecode(0)
         with batching(runner, workers=None, max_batch=3, max_wait_s=3600) as batcher:
-            tasks = [asyncio.create_task(batcher.run(slow, ("logits",), same, LATER)), submit(batcher, 1)]
+            tasks = [asyncio.create_task(batcher.run(held, ("logits",), same, LATER)), submit(batcher, 1)]
             tasks.append(submit(batcher, 2))
-            assert await asyncio.to_thread(began.wait, PATIENCE)
+            assert await asyncio.to_thread(held.began.wait, PATIENCE)
             await asyncio.to_thread(batcher.close)
             await until(lambda: all(task.done() for task in tasks))
-            go_on.set()
+            held.go_on.set()
         assert [str(task.exception()) for task in tasks] == ["the engine has stopped"] * 3
         assert runner.batches == []
 

@@ -1,6 +1,5 @@
 """Softmax and norms."""
 
-import numpy as np
 import onnx_ir as ir
 
 from export.explain.gradients.rule import Rule, first
@@ -46,17 +45,12 @@ def _sum(tape: Tape, value: ir.Value, *axes: int) -> ir.Value:
 
 
 def _layer_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
-    """The same operator again, without its weights, gives the normed rows in one pass; by the mean and the inverse
-    deviation of the forward pass they would take two, and ONNX Runtime could not make one operator of that norm and the
-    sum before it.
-    """
+    """By the mean and the inverse deviation that the operator gives as well."""
     data, scale, *_ = node.inputs
     rank = tape.rank(data)
     axis = integer(node, "axis", -1) % rank - rank
-    ones = np.ones(tape.lengths(data, axis), np.float32)
-    normed = tape("LayerNormalization", data, ones, axis=axis, epsilon=number(node, "epsilon", 1e-5))
-    inverse = tape.further(normed, 2)
-    return _through_norm(tape, normed, inverse, tape("Mul", gradient, scale), list(range(axis, 0)))
+    mean, inverse = (tape.further(node.outputs[0], place) for place in (1, 2))
+    return _through_norm(tape, tape("Sub", data, mean), inverse, tape("Mul", gradient, scale), list(range(axis, 0)))
 
 
 def _instance_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
@@ -68,14 +62,18 @@ def _instance_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     variance = tape("ReduceMean", tape("Mul", apart, apart), axes, keepdims=1)
     inverse = tape("Reciprocal", tape("Sqrt", tape("Add", variance, number(node, "epsilon", 1e-5))))
     scaled = tape("Mul", gradient, _by_channel(tape, scale, data))
-    return _through_norm(tape, tape("Mul", apart, inverse), inverse, scaled, axes)
+    return _through_norm(tape, apart, inverse, scaled, axes)
 
 
-def _through_norm(tape: Tape, normed: ir.Value, inverse: ir.Value, gradient: ir.Value, axes: list[int]) -> ir.Value:
-    """Of z = (x - mean) inverse, which is `normed`: inverse (G - mean(G) - z mean(G z))."""
+def _through_norm(tape: Tape, apart: ir.Value, inverse: ir.Value, gradient: ir.Value, axes: list[int]) -> ir.Value:
+    """Of z = (x - mean) inverse, the first of which is `apart`: inverse (G - mean(G) - z mean(G z)).
+
+    z itself would be one more pass over all of its numbers; what it is scaled by is one number a row.
+    """
     level = tape("ReduceMean", gradient, axes, keepdims=1)
-    tilt = tape("ReduceMean", tape("Mul", gradient, normed), axes, keepdims=1)
-    return tape("Mul", tape("Sub", tape("Sub", gradient, level), tape("Mul", normed, tilt)), inverse)
+    mean = tape("ReduceMean", tape("Mul", gradient, apart), axes, keepdims=1)
+    tilt = tape("Mul", mean, tape("Mul", inverse, inverse))
+    return tape("Mul", tape("Sub", tape("Sub", gradient, level), tape("Mul", apart, tilt)), inverse)
 
 
 def _batch_norm(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:

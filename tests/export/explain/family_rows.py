@@ -126,15 +126,14 @@ def _measured(small: Small, module: nn.Module, place: Path) -> Row:
 
 
 def _blocks(module: nn.Module, manifest: Manifest, pixels: torch.Tensor) -> BlocksOf | None:
-    """Of a model with a list of as many blocks as layers; None where LeGrad has to go without autograd beside it."""
+    """Of a model whose last list of blocks has one a layer; None where LeGrad has to go without autograd beside it."""
     gradients = manifest.maps.gradients
     if gradients is None or LEGRAD not in gradients.names:
         return None
-    count = len(gradients.layers)
-    lists = _lists(module, count)
-    if not lists or not _gives_tokens(lists[-1][-1], module, pixels):
+    blocks = _last_blocks(module)
+    if len(blocks) != len(gradients.layers) or not _gives_tokens(blocks[-1], module, pixels):
         return None
-    return lambda inner: (_lists(inner, count)[-1], "forward", (1,))
+    return lambda inner: (_last_blocks(inner), "forward", (1,))
 
 
 def _gives_tokens(block: nn.Module, module: nn.Module, pixels: torch.Tensor) -> bool:
@@ -149,10 +148,10 @@ def _gives_tokens(block: nn.Module, module: nn.Module, pixels: torch.Tensor) -> 
     return ranks == [3]
 
 
-def _lists(module: nn.Module, count: int) -> list[list[nn.Module]]:
-    """Of so many modules of one class, with attention in each."""
-    lists = [[*one] for one in module.modules() if isinstance(one, (nn.ModuleList, nn.Sequential))]
-    return [one for one in lists if len(one) == count and len({type(each) for each in one}) == 1 and _attends(one[0])]
+def _last_blocks(module: nn.Module) -> list[nn.Module]:
+    """The last list of modules of one class with attention in each; empty where there is none."""
+    lists = [[*one] for one in module.modules() if isinstance(one, (nn.ModuleList, nn.Sequential)) and len(one)]
+    return ([[]] + [one for one in lists if len({type(each) for each in one}) == 1 and _attends(one[0])])[-1]
 
 
 def _attends(block: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.names import LOGITS
 from export.reference import Limits
-from export.softmaxes import Softmaxes, places_of
+from export.softmaxes import Softmaxes, laid_out, orders_of, places_of
 from export.trace import plain_attention
 from saccade.bundle import Bundle
 from saccade.errors import BundleError
@@ -134,14 +134,20 @@ class Eager:
         _, ran = self._ask(self._model, torch.zeros(1, 3, spec.height, spec.width))
         return places_of(self._bundle, tuple(self._shapes), ran)
 
+    @cached_property
+    def _orders(self) -> dict[str, tuple[int, ...] | None]:
+        return orders_of(self._bundle, tuple(self._shapes))
+
     def _weights(self, count: int, ran: list[Tensor]) -> dict[str, Tensor]:
-        """By output; batch and windows, or batch and heads, may be one axis in PyTorch."""
+        """By output."""
         found = {}
         for name, shape in self._shapes.items():
             tensor = ran[self._places[name]] if self._places[name] < len(ran) else torch.empty(0)
+            if name == self._bundle.manifest.maps.pooling and tensor.ndim == 4 and len(tensor) == count:
+                tensor = tensor.mean(1)  # over heads
             if tensor.numel() != count * math.prod(shape) or tensor.shape[-1] != shape[-1]:
                 raise BundleError(
                     f"{self.said} has a softmax of {tuple(tensor.shape)} for {name}; it must be {(count, *shape)}"
                 )
-            found[name] = tensor.reshape(count, *shape)
+            found[name] = laid_out(tensor, self._orders[name], shape)
         return found

@@ -59,6 +59,36 @@ def places_of(bundle: Bundle, outputs: Sequence[str], ran: Sequence[Tensor]) -> 
     return places
 
 
+def laid_out(ran: Tensor, order: Sequence[int] | None, shape: Sequence[int]) -> Tensor:
+    """What ran as an output, (batch, *shape): batch and windows, or batch and heads, may be one axis in PyTorch.
+    `order`: see `orders_of`.
+    """
+    count = ran.numel() // math.prod(shape)
+    if order is not None:
+        outer = (count, *shape[:-2]) if len(shape) > 3 else (count, 1, *shape[:-2])
+        sizes = [outer[order.index(axis)] for axis in range(3)]
+        ran = ran.reshape(*sizes, *shape[-2:]).permute(*order, 3, 4)
+    return ran.reshape(count, *shape)
+
+
+def orders_of(bundle: Bundle, outputs: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
+    """Of each output the places of batch, windows and heads among the axes of its softmax, where these stand in another
+    order, as in NesT, which has heads before windows; None where they do not.
+    """
+    graph = onnx.load(str(bundle.graph), load_external_data=False)
+    producers = {value: node for node in graph.graph.node for value in node.output}
+    return {name: _order(producers.get(name), producers) for name in outputs}
+
+
+def _order(node: onnx.NodeProto | None, producers: Mapping[str, onnx.NodeProto]) -> tuple[int, ...] | None:
+    while node is not None and node.op_type != "Softmax":
+        perm = [axis for attribute in node.attribute if attribute.name == "perm" for axis in attribute.ints]
+        if perm[3:] == [3, 4]:
+            return tuple(perm[:3])
+        node = producers.get(node.input[0])
+    return None
+
+
 def _softmax_behind(output: str, producers: Mapping[str, onnx.NodeProto]) -> str:
     """The nearest one: masks and layouts are all that may stand between."""
     waiting = [output]

@@ -113,7 +113,7 @@ def _explained(graph: _Graph, name: str, grid: tuple[int, int] | None) -> tuple[
     attention = tuple(unfolded(add, found) for found, _ in seen.used)
     weights = None
     if reading is not None and reading.weights is not None:
-        weights = pooled_by(add, reading.weights, seen.layers[-1])
+        weights = pooled_by(add, reading, seen.layers[-1])
     for value in graph.theirs:
         say_shape(value, seen.places)
     model.graph.outputs[:] = [*graph.theirs, seen.logits, *attention, *([] if weights is None else [weights])]

@@ -60,17 +60,17 @@ class Even:
         if other is None or constant is None or len(shape) - 1 in self._axes:
             return None
         if node.op_type == "MatMul" and constant.ndim == 2:
-            return {moved[0]: lambda: self._by_weight(gradient, other, constant.shape[0])}
+            return {moved[0]: lambda: self._by_weight(gradient, other, constant.shape[0], len(shape))}
         scales = constant.ndim < 2 or constant.size == constant.shape[-1]
         if node.op_type in ("Mul", "Div") and scales and self._alike(moved[0], result):
             return {moved[0]: lambda: self._add(node.op_type, gradient, self._wide(other))}
         return None
 
-    def _by_weight(self, gradient: ir.Value, weight: ir.Value, width: int) -> ir.Value:
+    def _by_weight(self, gradient: ir.Value, weight: ir.Value, width: int, rank: int) -> ir.Value:
+        """`rank`: of the value, which may have axes of length 1 beside those of tokens and channels."""
         stored, turn = as_stored(weight)
-        rank = len(self._axes) + 3
-        flat = self._add("Flatten", gradient, axis=rank - 1)
-        shape = self._add("Concat", self._add("Shape", gradient, end=rank - 1), [width], axis=0)
+        flat = self._add("Flatten", gradient, axis=rank)
+        shape = self._add("Concat", self._add("Shape", gradient, end=rank), [width], axis=0)
         return self._add("Reshape", self._add("Gemm", flat, self._wide(stored), transB=turn), shape)
 
     def _wide(self, value: ir.Value) -> ir.Value:

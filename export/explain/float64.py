@@ -134,16 +134,19 @@ class Gelu(OpRun):
 
 
 class ConvTranspose(OpRun):
-    """onnx's own goes number by number, which takes minutes, and errs with groups."""
+    """onnx's own goes number by number, which takes minutes, and errs with groups. None pads by itself."""
 
     op_domain = ""
 
     def _run(
-        self, x: Array, weight: Array, *, group: int, strides: list[int], dilations: list[int], pads: list[int],
-        output_padding: list[int], **_: Any,
+        self, x: Array, weight: Array, bias: Array | None = None, *, group: int | None = None,
+        strides: list[int] | None = None, dilations: list[int] | None = None, pads: list[int] | None = None,
+        output_padding: list[int] | None = None, **_: Any,
     ) -> tuple[Array]:  # fmt: skip
-        """Of (B, C, …) and a weight (C, M / group, …)."""
-        batch, kernel, rank = len(x), weight.shape[2:], x.ndim - 2
+        """Of (B, C, …), a weight (C, M / group, …) and a bias (M,)."""
+        batch, kernel, rank, group = len(x), weight.shape[2:], x.ndim - 2, group or 1
+        strides, dilations = strides or [1] * rank, dilations or [1] * rank
+        pads, output_padding = pads or [0] * (2 * rank), output_padding or [0] * rank
         parts = x.reshape(batch, group, -1, *x.shape[2:])
         weights = weight.reshape(group, -1, *weight.shape[1:])
         spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
@@ -157,7 +160,8 @@ class ConvTranspose(OpRun):
             product = np.einsum("bgc...,gcm->bgm...", parts, weights[(slice(None),) * 3 + place])
             result[(slice(None),) * 3 + window] += product
         cut = tuple(slice(pads[axis], whole[axis] - pads[axis + rank]) for axis in range(rank))
-        return (result[(slice(None),) * 3 + cut].reshape(batch, -1, *(one.stop - one.start for one in cut)),)
+        summed = result[(slice(None),) * 3 + cut].reshape(batch, -1, *(one.stop - one.start for one in cut))
+        return (summed if bias is None else summed + bias.reshape(-1, *[1] * rank),)
 
 
 class GatherElements(OpRun):

@@ -8,7 +8,8 @@ from export.graph.adder import Adder
 from export.graph.nodes import used
 from saccade.errors import BundleError
 
-_LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
+_LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "ReduceMean")
+"""The mean is that over the heads of learned pooling, as its evidence is one."""
 
 
 class Source(NamedTuple):
@@ -102,12 +103,12 @@ def laid_out(add: Adder, value: ir.Value, layout: tuple[ir.Node, ...]) -> ir.Val
             value = add("Transpose", value, perm=[0, *(axis + 1 for axis in order)])
         elif node.op_type == "Reshape":  # 0 stands for the axis at its own place, the one in front for itself
             value = add("Reshape", value, add("Concat", [0], node.inputs[1], axis=0))
-        elif node.op_type in ("Squeeze", "Unsqueeze"):
+        elif node.op_type in ("Squeeze", "Unsqueeze", "ReduceMean"):
             axes = node.inputs[1]
             assert axes is not None
             assert axes.const_value is not None
             shifted = [int(axis) + (axis >= 0) for axis in axes.const_value.numpy().ravel()]
-            value = add(node.op_type, value, shifted)
+            value = add(node.op_type, value, shifted, **node.attributes)
     return value
 
 

@@ -27,6 +27,8 @@ _SUMS = 2
 _ACTIVATIONS = ("Relu", "Gelu", "HardSwish")
 """They may end a block, behind its sum."""
 
+_BROADCASTS = ("MatMul", "Add", "Sub", "Mul", "Div", "Where")
+
 
 class Stream(NamedTuple):
     """What `stream_of` finds."""
@@ -113,13 +115,24 @@ def classify(
             raise BundleError(f"{describe(node)} behind the last block cannot be applied to one token")
         if any(value in places.labels and value not in copies for value in node.inputs):
             raise BundleError("its classifier reads more than what the last block gives")
-        inputs = [value if value is None else copies.get(value, value) for value in node.inputs]
+        once = node.op_type in _BROADCASTS
+        inputs = [copies.get(value, _once(add, value, places) if once else value) if value else None
+                  for value in node.inputs]  # fmt: skip
         if (axis := chosen_axis(node, places)) is not None:
             inputs[1:] = first_of(add, node, axis, inputs)
         if node.op_type == "Reshape" and node.outputs[0] in places.labels:
             inputs[1] = shape_of_one(add, node.outputs[0], places)
         copies[node.outputs[0]] = add(node.op_type, *inputs, **node.attributes)
     return copies[logits]
+
+
+def _once(add: Adder, value: ir.Value, places: Places) -> ir.Value:
+    """What is the same for each picture of the batch, as a learned query is, of one: so it goes with any number."""
+    array = places.constant(value)
+    repeated = value.const_value is None and array is not None and array.ndim > 1 and len(array) == places.batch
+    if not repeated or array is None or not np.array_equal(array, np.broadcast_to(array[:1], array.shape)):
+        return value
+    return add("Slice", value, [0], [1], [0])
 
 
 def check_copy(model: ir.Model, stream: Stream, places: Places, heads: Mapping[ir.Value, ir.Value]) -> None:

@@ -132,7 +132,7 @@ def expose(
     outputs |= {value: layer.shape for value, layer in zip(attention, layers, strict=True)}
     learned = None
     if reading is not None and reading.weights is not None:
-        learned = add.named(pooled_by(add, reading.weights, layers[-1]), POOLING)
+        learned = add.named(pooled_by(add, reading, layers[-1]), POOLING)
         outputs[learned] = (layers[-1].tokens,)
     if rolled and reading is not None:
         row = _pooled(add, reading, learned, layers[-1])
@@ -233,8 +233,11 @@ def unfolded(add: Adder, found: Found) -> ir.Value:
     return value
 
 
-def pooled_by(add: Adder, weights: ir.Value, last: AttentionLayer) -> ir.Value:
-    """Weights of learned pooling as (batch, tokens)."""
+def pooled_by(add: Adder, reading: Reading, last: AttentionLayer) -> ir.Value:
+    """Weights of learned pooling as (batch, tokens), the mean over its heads."""
+    weights = reading.weights
+    if reading.heads > 1:
+        weights = add("ReduceMean", weights, [1], keepdims=0)
     return add("Reshape", weights, [-1, last.tokens])
 
 

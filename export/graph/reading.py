@@ -26,10 +26,12 @@ _LAYOUT = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "
 
 @dataclass(frozen=True)
 class Reading:
-    """`weights` (batch, …) are those of learned pooling, with one number a token."""
+    """`weights` are those of learned pooling: (batch, …) with one number a token, or (batch, heads, 1, tokens)."""
 
     pooling: Pooling
     weights: ir.Value | None = None
+    heads: int = 1
+    """That pool apart, each some of the channels."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def read_pooling(logits: ir.Value, places: Places, frame: Frame, row: Cells, lay
     reader = _Reader(places, frame, row)
     shares = reader.shares(logits)
     if isinstance(shares, ir.Value):
-        fits = _one_a_token(shares, layer.tokens, places) and not layer.special_tokens.count
-        return Reading(Pooling(kind="learned"), shares) if fits else None
+        heads = _heads(shares, layer.tokens, places)
+        fits = heads and not layer.special_tokens.count
+        return Reading(Pooling(kind="learned"), shares, heads) if fits else None
     if shares is None:
         return None
     mean = np.where(row >= 0, 1 / layer.patches, 0.0)
@@ -96,6 +99,14 @@ def _one_a_token(weights: ir.Value, tokens: int, places: Places) -> bool:
     return shape[:1] == (places.batch,) and math.prod(shape[1:]) == tokens
 
 
+def _heads(weights: ir.Value, tokens: int, places: Places) -> int:
+    """How many heads the weights of learned pooling are of; 0 where they are no weights of so many tokens."""
+    shape = places.shape(weights) or ()
+    if len(shape) == 4 and shape[0] == places.batch and shape[2:] == (1, tokens):
+        return shape[1]
+    return int(_one_a_token(weights, tokens, places))
+
+
 class _Reader:
     """The share of each token in a value, (N,), sums to 1; or the weights of learned pooling; None where unknown."""
 
@@ -104,12 +115,20 @@ class _Reader:
         self._seen: dict[ir.Value, NDArray[np.float64] | ir.Value | None] = {}
 
     def shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
-        if value not in self._seen:
-            self._seen[value] = None
-            self._seen[value] = self._shares(value)
+        """Without recursion: hundreds of operators may stand between the pool and the logits."""
+        waiting = [value]
+        while waiting:
+            found = self._shares(waiting[-1])
+            left = [one for one in found if one not in self._seen] if isinstance(found, list) else []
+            if left:
+                waiting += left
+                continue
+            one = waiting.pop()
+            self._seen[one] = self._alike(one, found) if isinstance(found, list) else found
         return self._seen[value]
 
-    def _shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | None:
+    def _shares(self, value: ir.Value) -> NDArray[np.float64] | ir.Value | list[ir.Value] | None:
+        """Or the inputs of an operator behind the pool, which reads what they read."""
         about, mixed = self._tokens(value)
         if len(about) == 1 and not mixed:
             return self._uniform(about)
@@ -123,17 +142,19 @@ class _Reader:
             return learned[0] if len(self._tokens(learned[1])[0]) == len(self._row) else None
         if len(about) > 1:  # here many tokens become one number
             return self._uniform(about) if node.op_type in _MEANS and not mixed else None
-        return self._alike(node, inputs)
+        return inputs
 
-    def _alike(self, node: ir.Node, inputs: list[ir.Value]) -> NDArray[np.float64] | ir.Value | None:
+    def _alike(self, value: ir.Value, inputs: list[ir.Value]) -> NDArray[np.float64] | ir.Value | None:
         """Of an operator behind the pool: as its inputs, half and half where it adds two or puts them side by side."""
-        found = [self.shares(one) for one in inputs]
+        found = [self._seen[one] for one in inputs]
         rows = [one for one in found if isinstance(one, np.ndarray)]
         if len(rows) < len(found):
             return found[0] if all(one is found[0] for one in found) else None
         if all(np.allclose(row, rows[0]) for row in rows):
             return rows[0]
-        return np.mean(rows, axis=0) if node.op_type in ("Add", "Concat", "Sum", "Mean") else None
+        node = value.producer()
+        adds = node is not None and node.op_type in ("Add", "Concat", "Sum", "Mean")
+        return np.mean(rows, axis=0) if adds else None
 
     def _tokens(self, value: ir.Value) -> tuple[list[int], bool]:
         """The tokens of the first picture that a value is about, and whether some of it is about none of them."""
@@ -157,7 +178,8 @@ def _learned_product(node: ir.Node, places: Places) -> tuple[ir.Value, ir.Value]
     left, right = node.inputs
     if left is None or right is None or left not in places.labels or right not in places.labels:
         return None
-    if len(places.labels[left].shape) != 3 or places.labels[left].shape[1] != 1:
+    shape = places.labels[left].shape
+    if len(shape) not in (3, 4) or shape[-2] != 1:
         return None
     weights = _softmax(left)
     return (weights, right) if weights is not None else None

@@ -1,13 +1,14 @@
 """docs/explanations.md: what maps of the gradient are, what they do not show, how right they are, what they cost.
 
 `python -m tests.export.explanations --out docs/explanations.md` measures every family and every shipped model, and
-writes the page; what it says of cost comes from docs/explanations.json (`python -m benchmarks.relevance`).
+writes the page; what it says of cost comes from docs/explanations.json (`python -m benchmarks.relevance`), and of timm
+from docs/explanations-timm.json (`python -m tests.export.explain.timm_rows`).
 """
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 
 from benchmarks.relevance_tables import cost_section
 from tests.conftest import ROOT
-from tests.export.explain import family_rows, more_families, shipped_rows
+from tests.export.explain import family_rows, more_families, shipped_rows, timm_rows
 from tests.export.explain.proofs import GRADIENT, OF_MAPS, TIMES
 
 COSTS = ROOT / "docs/explanations.json"
 FAMILIES_HEAD = "| family | class in transformers | `saccade export --from-` | attention | maps | ∇A | maps' errors |"
+TIMM_HEAD = "| family | model of timm | attention | maps | ∇A | maps' errors |"
 SHIPPED_HEAD = "| model | ∇A | relevance | grad_attention | legrad | grad_cam |"
 CHECKS_HEAD = "| model | two classes | random weights, from the head down | one weight | alone | one colour |"
 
@@ -54,7 +56,7 @@ def _block(pattern: str, page: str) -> str:
 def _filled(measured: Mapping[str, str]) -> str:
     found = {
         **measured,
-        "family_pictures": family_rows.PICTURES, "families_head": FAMILIES_HEAD, "others": _others(),
+        "family_pictures": family_rows.PICTURES, "families_head": FAMILIES_HEAD, **_timm(),
         "gradient": f"{GRADIENT:.0e}", "maps": f"{OF_MAPS:.0e}", "times": TIMES,
         "pictures": shipped_rows.PICTURES, "shipped_head": SHIPPED_HEAD,
         "checks_head": CHECKS_HEAD, "sanity": shipped_rows.FOR_SANITY,
@@ -69,7 +71,7 @@ def costs() -> dict[str, Any]:
     return found
 
 
-def _lines(rows: Iterator[list[str]]) -> str:
+def _lines(rows: Iterable[list[str]]) -> str:
     return "\n".join(line(cells) for cells in rows)
 
 
@@ -82,7 +84,8 @@ def _reasons(rows: Sequence[family_rows.Row]) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.said is not None:
-            found.setdefault(f"no bundle: {row.said}", []).append(row.family)
+            said = row.said if row.said.startswith(timm_rows.NOT_MEASURED) else f"no bundle: {row.said}"
+            found.setdefault(said, []).append(row.family)
         elif row.maps:
             missing: dict[str, list[str]] = {}
             for name, reason in row.why_not.items():
@@ -91,20 +94,24 @@ def _reasons(rows: Sequence[family_rows.Row]) -> Iterator[str]:
             for reason, maps in missing.items():
                 found.setdefault(f"no {', '.join(maps)}: {reason}", []).append(row.family)
         else:
-            said = dict.fromkeys(
+            why = dict.fromkeys(
                 reason for name, reason in row.why_not.items() if name != "grad_cam" or not row.layers[0]
             )
-            found.setdefault(f"none: {'; '.join(said)}", []).append(row.family)
+            found.setdefault(f"none: {'; '.join(why)}", []).append(row.family)
     for reason, names in found.items():
         yield f"- {', '.join(names)}: {reason.rstrip('.')}."
 
 
-def _others() -> str:
-    try:
-        import timm  # noqa: F401 - whether it is there
-    except ImportError:
-        return "timm could not be imported where this page was written, so no family of it is here."
-    return "timm's families are not measured here."
+def _timm() -> dict[str, str]:
+    """What `timm_rows` found."""
+    versions, rows = timm_rows.read()
+    shown = [family_rows.cells(row) for row in rows if row.said is None]
+    return {
+        "timm_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "timm_head": TIMM_HEAD,
+        "timm": _lines([family, name, *more] for family, name, _option, *more in shown),
+        "timm_reasons": "\n".join(_reasons(rows)),
+    }
 
 
 def main() -> None:

@@ -67,6 +67,25 @@ def _conv(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     return tape.unfold(turned, data)
 
 
+def _conv_transpose(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
+    """A convolution with the same weight; no window of it reaches what `output_padding` adds at the end."""
+    if words(node, "auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+        raise BundleError(f"{describe(node)} pads by itself (auto_pad, output_shape): no gradient is known")
+    data, weight, *_ = node.inputs
+    kernel = tape.lengths(weight, 2)
+    rank, before, after = len(kernel), tape.lengths(data, 2), tape.lengths(node.outputs[0], 2)
+    strides, dilations = (_list(node, name, [1] * rank) for name in ("strides", "dilations"))
+    begin = _list(node, "pads", [0] * (2 * rank))[:rank]
+    spans = [(length - 1) * stride + (size - 1) * step + 1
+             for length, stride, size, step in zip(before, strides, kernel, dilations, strict=True)]  # fmt: skip
+    end = [max(span - cut - length, 0) for span, cut, length in zip(spans, begin, after, strict=True)]
+    turned = tape(
+        "Conv", tape.fold(gradient, node.outputs[0]), weight, group=integer(node, "group", 1), kernel_shape=kernel,
+        strides=strides, dilations=dilations, pads=[*begin, *end],
+    )  # fmt: skip
+    return tape.unfold(turned, data)
+
+
 def _average_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
     """Each place gets its share of each window that saw it: channel by channel a transposed convolution with ones."""
     window = _Window(tape, node, _list(node, "kernel_shape", []))
@@ -106,6 +125,7 @@ def _max_pool(tape: Tape, node: ir.Node, gradient: ir.Value) -> ir.Value:
 
 RULES: dict[str, Rule] = {
     "Conv": first(_conv),
+    "ConvTranspose": first(_conv_transpose),
     "AveragePool": first(_average_pool),
     "MaxPool": first(_max_pool),
 }

@@ -50,8 +50,18 @@ def matching(values: Sequence[NDArray[np.float32]], seen: Sequence[Tensor]) -> l
 
 
 def _is(value: NDArray[np.float32], one: Tensor) -> bool:
-    alike = one.numel() == value.size and one.shape[-2:] == value.shape[-2:]
-    return alike and np.allclose(one.detach().reshape(value.shape).numpy(), value, atol=1e-3)
+    if one.numel() != value.size or one.shape[-2:] != value.shape[-2:]:
+        return False
+    return _as_it_stands(value, one) or (one.ndim == 5 and _as_it_stands(value, one.transpose(1, 2)))
+
+
+def _as_it_stands(value: NDArray[np.float32], one: Tensor) -> bool:
+    return np.allclose(one.detach().reshape(value.shape).numpy(), value, atol=1e-3)
+
+
+def windows_first(value: NDArray[np.float32], one: Tensor, tensor: Tensor) -> Tensor:
+    """Of the softmax that a value is, or its gradients: in the value's order where heads stand before windows."""
+    return tensor if _as_it_stands(value, one) else tensor.transpose(-4, -3)
 
 
 class Blocks:

@@ -35,6 +35,7 @@ W, B, SCALE = weight(4, 5), weight(5, seed=2), np.abs(weight(4, seed=3)) + 0.5
 ROWS = weight(5, 4)
 MEAN, VARIANCE = weight(4, seed=4), np.abs(weight(4, seed=5)) + 0.5
 KERNEL, DEPTH, GROUPS = weight(6, 4, 3, 2), weight(4, 1, 3, 3), weight(6, 2, 3, 3)
+TURNED = weight(4, 6, 3, 2)
 LINE = weight(6, 4, 3)
 MASK = np.array([[True, False, True, True], [False, False, False, False], [True, True, False, True]])
 STEP = np.float32(0.01)
@@ -414,6 +415,23 @@ CASES: dict[str, Case] = {
     "Conv over a line": Case(
         "y = Conv<pads: ints = [1, 1], strides: ints = [2]>(x, w)", {"x": ("n", 4, 8)},
         lambda x: F.conv1d(x, double(LINE), stride=2, padding=1), {"w": LINE},
+    ),
+    "ConvTranspose": Case(
+        "y = ConvTranspose(x, w, b)", PICTURE, lambda x: F.conv_transpose2d(x, double(TURNED), double(weight(6))),
+        {"w": TURNED, "b": weight(6)},
+    ),
+    "ConvTranspose, groups, strides, pads, a longer end": Case(
+        "y = ConvTranspose<group: int = 2, strides: ints = [2, 3], pads: ints = [1, 0, 1, 0], "
+        "output_padding: ints = [1, 2]>(x, w)", PICTURE,
+        lambda x: F.conv_transpose2d(x, double(TURNED), None, (2, 3), (1, 0), (1, 2), groups=2), {"w": TURNED},
+    ),
+    "ConvTranspose, dilated": Case(
+        "y = ConvTranspose<dilations: ints = [2, 3]>(x, w)", PICTURE,
+        lambda x: F.conv_transpose2d(x, double(TURNED), dilation=(2, 3)), {"w": TURNED},
+    ),
+    "ConvTranspose over a line, cut": Case(
+        "y = ConvTranspose<pads: ints = [0, 2], strides: ints = [2]>(x, w)", {"x": ("n", 4, 8)},
+        lambda x: F.conv_transpose1d(x, double(weight(4, 2, 3)), stride=2)[..., :-2], {"w": weight(4, 2, 3)},
     ),
     "AveragePool": Case(
         "y = AveragePool<kernel_shape: ints = [2, 2], strides: ints = [2, 2]>(x)", PICTURE,

@@ -155,7 +155,8 @@ def _last_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _attends(block: nn.Module) -> bool:
-    return any("att" in f"{name} {type(part).__name__}".lower() for name, part in block.named_modules() if name)
+    names = [f"{name} {type(part).__name__}".lower() for name, part in block.named_modules() if name]
+    return any(word in name for name in names for word in ("att", "query"))
 
 
 def cells(row: Row) -> list[str]:

@@ -22,7 +22,7 @@ from export.runtime import PROVIDER, open_graph, open_relevance
 from saccade.bundle import Bundle
 from saccade.manifest import Manifest
 from saccade.pooling import pooled_row
-from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching
+from tests.export.explain.autograd import Blocks, Probabilities, by_autograd, gradients, matching, windows_first
 
 Array = NDArray[Any]
 GRADIENT, OF_MAPS = 1e-5, 1e-4
@@ -34,7 +34,7 @@ class Autograd(NamedTuple):
     """What a source computes, by the outputs of its bundle."""
 
     values: dict[str, Array]
-    """Attention (B, *shape of the layer), pooling (B, tokens)."""
+    """Attention (B, *shape of the layer), pooling (B, tokens), of several heads (B, heads, tokens)."""
     gradients: dict[str, Array]
     """Of every logit by those, (k, B, …)."""
 
@@ -78,7 +78,8 @@ def of_net(rebuild: Callable[[], Net]) -> Ask:
 def of_module(make: Callable[[], nn.Module], bundle: Bundle) -> Ask:
     """A module of a framework; its softmaxes are known by what they are in the bundle's graph."""
     classes, names = len(bundle.manifest.labels), [layer.output for layer in bundle.manifest.attention]
-    graph = open_graph(bundle.graph, only=tuple(names))
+    learned = [POOLING] if bundle.manifest.maps.pooling else []
+    graph = open_graph(bundle.graph, only=(*names, *learned))
 
     def ask(kind: torch.dtype, pixels: Array) -> Autograd:
         if not names:
@@ -87,12 +88,28 @@ def of_module(make: Callable[[], nn.Module], bundle: Bundle) -> Ask:
         seen, found = gradients(make().to(kind), torch.from_numpy(pixels).to(kind), seed)
         values = graph(pixels)
         places = dict(zip(names, matching([values[name] for name in names], seen), strict=True))
+        pairs = {name: tuple(windows_first(values[name], seen[at], one) for one in (seen[at].detach(), found[at]))
+                 for name, at in places.items()}  # fmt: skip
+        shapes = {name: values[name].shape for name in names}
+        for name in learned:
+            at, shapes[name] = _pooling(values[name], seen)
+            pairs[name] = seen[at].detach(), found[at]
         return Autograd(
-            {name: seen[place].detach().numpy().reshape(values[name].shape) for name, place in places.items()},
-            {name: found[place].numpy().reshape(classes, *values[name].shape) for name, place in places.items()},
+            {name: value.reshape(shapes[name]).numpy() for name, (value, _) in pairs.items()},
+            {name: by.reshape(classes, *shapes[name]).numpy() for name, (_, by) in pairs.items()},
         )
 
     return ask
+
+
+def _pooling(value: Array, seen: Sequence[Tensor]) -> tuple[int, tuple[int, ...]]:
+    """Which softmax the weights of learned pooling (B, tokens) are the mean of, and its shape (B, heads, tokens)."""
+    for place, one in enumerate(seen):
+        if one.ndim == 4 and one.shape[2:] == (1, value.shape[1]):
+            mean = one.detach().squeeze(2).mean(1).numpy()
+            if np.allclose(mean, value, atol=1e-3):
+                return place, (len(one), one.shape[1], one.shape[3])
+    raise AssertionError("no softmax pools as the graph says")
 
 
 def published(manifest: Manifest, found: Autograd) -> dict[str, Array]:
@@ -113,6 +130,7 @@ def published(manifest: Manifest, found: Autograd) -> dict[str, Array]:
     assert manifest.pooling is not None
     learned = manifest.maps.pooling is not None
     row = evidence(POOLING) if learned else np.broadcast_to(pooled_row(manifest.pooling, last), of_last.shape[:3])
+    row = row.mean(2) if row.ndim > 3 else row
     relevance = np.einsum("kbi,kbij->kbj", row, whole) - (0 if learned else row)
     patches = last.patch_slice
     return {
@@ -191,6 +209,8 @@ def gradient_error(bundle: Bundle, ask: Ask, pixels: Array, *, chunk: int = 25) 
         found, exact, rough = explain(part), ask(torch.float64, part), ask(torch.float32, part)
         for name, ours in found.items():
             right, other = (one.gradients[name] for one in (exact, rough))
+            if right.ndim > ours.ndim:  # of learned pooling by several heads the graph's is their mean
+                right, other = right.mean(2), other.mean(2)
             worst = _worse(worst, Error(_relative(ours - right, right), _relative(other - right, right)))
     return worst
 

@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         'y = Pad<mode: string = "reflect">(a, p)', {"p": np.array([0, 0, 1, 0, 0, 1])},
         "the gradient of Pad 'node_1' is known for constants around, not for reflect; it is node 1 of 1",
     ),
+    "a transposed convolution that finds its own pads": (
+        'u = Transpose<perm: ints = [0, 2, 1]>(a)\ny = ConvTranspose<auto_pad: string = "SAME_UPPER">(u, w)',
+        {"w": np.ones((4, 2, 2), np.float32)}, "ConvTranspose 'node_2' pads by itself (auto_pad, output_shape)",
+    ),
     "an exponent that attention decides": ("y = Pow(x, a)", {}, "input 1 of Pow 'node_1' hangs on attention"),
     "statistics of the batch": (
         "u = Transpose<perm: ints = [0, 2, 1]>(a)\ny, m, v = BatchNormalization<training_mode: int = 1>(u, o, o, o, o)",

@@ -9,7 +9,7 @@ from tests.export import families
 
 _VIT = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": (32, 48), "patch_size": 8}
 _STAGES = {"img_size": 128, "depths": (1, 1, 1, 2), "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2)}
-_WINDOWS = {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4)}
+_WINDOWS = {"img_size": 64, "window_size": 8, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4)}
 _HYBRID = {"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 64}
 _LEVIT = {"embed_dim": (16, 16, 24), "num_heads": (2, 2, 2), "depth": (1, 1, 1), "key_dim": 8}
 _PIT = {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 2), "heads": (1, 2, 4)}
@@ -38,7 +38,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek ViT": ("deepseek_vit_412m", _VIT),
     "Gemma 4 ViT": ("gemma4_vit_167m", _VIT),
     "Qwen3 ViT": ("qwen3_vit_88m", _VIT),
-    "SAM ViT": ("samvit_base_patch16_224", {**_VIT, "img_size": 64, "window_size": 4}),
+    "SAM ViT": ("samvit_base_patch16_224", {**_VIT, "img_size": 64, "window_size": 4, "global_attn_indexes": (1,)}),
     "CaiT": ("cait_xxs24_224", _VIT),
     "XCiT": ("xcit_nano_12_p16_224", _HYBRID),
     "CrossViT": ("crossvit_tiny_240", {"depth": ((1, 2, 0),), "embed_dim": (16, 32), "num_heads": (2, 2)}),
@@ -83,7 +83,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "TinyViT": ("tiny_vit_5m_224", {"depths": (1, 1, 1, 1)}),
     "VOLO": ("volo_d1_224", {"img_size": 96}),
     "ViTamin": ("vitamin_small_224", {"depth": 2, "img_size": 96}),
-    "BoTNet": ("botnet26t_256", {}),
+    "BoTNet": ("botnet26t_256", {"img_size": 128, "width_factor": 0.125}),
     "HaloNet": ("halonet26t", {}),
     "LambdaNetworks": ("lambda_resnet26t", {}),
     "ResNet of CLIP, pooled by attention": ("resnet50_clip", {}),
@@ -105,11 +105,14 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> timm's model, and what is narrowed of it."""
 
-_SIZES = {"NaFlexViT": (32, 48), "Next-ViT": (64, 96), "CAFormer": (64, 96), **dict.fromkeys((
-    "PVT v2", "MobileNet v4, hybrid", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention",
-    "SwiftFormer", "LambdaNetworks", "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer",
-    "FastViT", "RepViT", "ResNet", "ConvNeXt", "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
-), (128, 160))}  # fmt: skip
+_SIZES = {
+    "NaFlexViT": (32, 48), **dict.fromkeys(("MobileNet v4, hybrid", "Next-ViT", "CAFormer"), (64, 96)),
+    **dict.fromkeys((
+        "PVT v2", "FastViT, attention", "EdgeNeXt", "EfficientViT, linear attention", "SwiftFormer", "LambdaNetworks",
+        "CPUBone", "LowFormer", "EfficientViM", "CSATv2", "PoolFormer", "FastViT", "RepViT", "ResNet", "ConvNeXt",
+        "EfficientNet", "MobileNet v3", "RegNet", "NFNet", "MambaOut", "SHViT",
+    ), (128, 160)),
+}  # fmt: skip
 """Of pictures, for models that take any."""
 
 NAMES = tuple(_FAMILIES)

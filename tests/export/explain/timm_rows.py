@@ -26,6 +26,7 @@ from tests.export.explain.proofs import Error
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "docs/explanations-timm.json"
+NOT_MEASURED = "not measured"
 PACKAGES = ("timm", "torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
@@ -75,7 +76,7 @@ def _apart(name: str, limit: float) -> tuple[Row, float]:
 
 
 def _unknown(name: str, reason: str) -> Row:
-    return Row(name, timm_families.architecture(name), f"not measured: {reason}")
+    return Row(name, timm_families.architecture(name), f"{NOT_MEASURED}: {reason}")
 
 
 def _write(out: Path, rows: Sequence[Row]) -> None:

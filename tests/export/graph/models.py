@@ -221,6 +221,19 @@ class MeanOfPatches(Vit):
         return self.head(x[:, 1:].mean(1))
 
 
+class DeepHead(Vit):
+    """Hundreds of operators behind the pool."""
+
+    special = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(200)))
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.head(self.deep(x.mean(1)))
+
+
 class MeanOfAll(Vit):
     """The mean over class token and patches: no way that a manifest can say."""
 
@@ -266,6 +279,26 @@ class SeqPool(Vit):
     def read(self, x: Tensor) -> Tensor:
         self.weights = self.pool(x).softmax(1)
         return self.head((self.weights * x).sum(1))
+
+
+class HeadPool(Vit):
+    """SigLIP: a query that was learned attends to the tokens with several heads, and an MLP follows."""
+
+    special = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+
+    def read(self, x: Tensor) -> Tensor:
+        latent = self.latent.expand(x.shape[0], -1, -1)
+        query, key, value = (heads_of(one) for one in (self.query(latent), self.key(x), self.value(x)))
+        attended, weights = attend(query, key, value)
+        self.weights = weights.mean(1).transpose(1, 2)
+        pooled = self.out(attended.transpose(1, 2).flatten(2))
+        return self.head((pooled + self.mlp(pooled))[:, 0])
 
 
 class LastTokens(Classifier):

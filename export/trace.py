@@ -79,14 +79,17 @@ def _attention(
     scale: float | None = None,
     **_: bool,
 ) -> Tensor:
-    """What PyTorch's documentation says of `scaled_dot_product_attention`."""
+    """What PyTorch's documentation says of `scaled_dot_product_attention`; a query whose keys are all masked gets 0."""
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None:
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
-    return torch.dropout(scores.softmax(-1), dropout_p, dropout_p > 0) @ value
+        weights = scores.softmax(-1).masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
+    return torch.dropout(weights, dropout_p, dropout_p > 0) @ value
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -72,6 +72,22 @@ def test_fused_attention_may_have_any_number_of_axes(rank: int, setting: str) ->
     assert [node.op_type for node in model.graph].count("Softmax") == 1
 
 
+@pytest.mark.parametrize("booleans", [True, False])
+def test_a_query_whose_keys_are_all_masked_sees_nothing(booleans: bool) -> None:
+    """As in PyTorch, which gives 0 there and no NaN."""
+    torch.manual_seed(0)
+    mask = torch.ones(24, 24, dtype=torch.bool)
+    mask[3] = False
+    module = Attends(3, attn_mask=mask)
+    if not booleans:
+        numbers = nn.Parameter(torch.where(mask, 0.0, -torch.inf))
+        module.register_parameter("mask", numbers)
+        module.settings["attn_mask"] = numbers
+    model = held(module)
+    (found,) = find(model, Places(model, SIZE).follow_all(model))
+    assert found.tokens == (24, 24)
+
+
 def test_numbers_are_added_to_the_scores_of_a_mask() -> None:
     torch.manual_seed(0)
 

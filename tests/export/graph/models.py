@@ -152,6 +152,68 @@ class PickedVit(Vit):
         return super().patches(x)[:, torch.arange(24) + (x.sum() * 0).long()]
 
 
+class JoinedVit(Vit):
+    """`join` puts class token and patches together; then nobody can tell any more where they lie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin()
+        tokens = self.join(self.tokens.expand(x.shape[0], -1, -1), self.patches(x))
+        x = tokens[:, torch.arange(tokens.shape[1]) + (x.sum() * 0).long()]
+        for block in self.blocks:
+            x = block(x, self)
+        return self.read(self.norm(x))
+
+    def join(self, token: Tensor, patches: Tensor) -> Tensor:
+        return torch.cat([token, patches], 1)
+
+
+class ColumnsVit(JoinedVit):
+    """Patches column by column."""
+
+    def patches(self, x: Tensor) -> Tensor:
+        return self.patch(x).transpose(2, 3).flatten(2).transpose(1, 2)
+
+
+class ClassLastVit(JoinedVit):
+    def join(self, token: Tensor, patches: Tensor) -> Tensor:
+        return torch.cat([patches, token], 1)
+
+
+class ClassAmidVit(JoinedVit):
+    """As in Vision Mamba (Zhu et al. 2024)."""
+
+    def join(self, token: Tensor, patches: Tensor) -> Tensor:
+        return torch.cat([patches[:, :12], token, patches[:, 12:]], 1)
+
+
+class ManySpecialVit(JoinedVit):
+    """Special tokens made of the picture, as many as patches, which are picked as in PickedVit."""
+
+    def join(self, token: Tensor, patches: Tensor) -> Tensor:
+        picked = patches[:, torch.arange(24) + (patches.sum() * 0).long()]
+        return torch.cat([self.head.weight.mean() * picked, picked], 1)
+
+
+class AssignedVit(JoinedVit):
+    """Patches are written into a slice."""
+
+    slot = slice(1, None)
+
+    def join(self, token: Tensor, patches: Tensor) -> Tensor:
+        tokens = torch.zeros(patches.shape[0], 25, WIDTH) + self.tokens
+        tokens[:, self.slot] = patches
+        return tokens
+
+
+class AssignedLastVit(AssignedVit):
+    slot = slice(None, -1)
+
+
+class AssignedPickedVit(AssignedVit):
+    def patches(self, x: Tensor) -> Tensor:
+        return super().patches(x)[:, torch.arange(24) + (x.sum() * 0).long()]
+
+
 class FusedVit(Vit):
     """Attention by torch's own scaled_dot_product_attention; `seen` by its formula."""
 

@@ -263,6 +263,39 @@ def test_a_grid_that_leaves_more_special_tokens_than_there_are_is_refused(
         assert (layer.grid, layer.special_tokens) == ((4, 6), special)
 
 
+FIRST, ROWS = "its special tokens do not stand first", "its patches do not stand row by row"
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "sentence"),
+    [
+        ("ColumnsVit", (4, 6), ROWS),
+        ("ClassLastVit", (4, 6), FIRST),
+        ("ClassAmidVit", (4, 6), FIRST),
+        ("AssignedVit", (2, 3), "its 25 tokens are 4 x 6 + 1"),
+        ("AssignedVit", (5, 5), "its 25 tokens are 4 x 6 + 1"),
+        ("AssignedVit", (6, 4), "its 25 tokens are 4 x 6 + 1"),
+        ("AssignedLastVit", (4, 6), FIRST),
+        ("AssignedPickedVit", (2, 3), "19 of its 25 tokens would be special, and the graph puts 1 beside its patches"),
+    ],
+)
+def test_a_grid_whose_tokens_stand_otherwise_is_refused(
+    case: Callable[[str, str], Case], name: str, grid: tuple[int, int], sentence: str
+) -> None:
+    """A told grid is row by row behind special tokens: maps of others would have each value at a wrong place."""
+    net, path = case(name, "script")
+    with pytest.raises(DataError, match=rf"^--grid {grid[0]}x{grid[1]}: /\S+ is not used: {re.escape(sentence)}"):
+        exposed(path, net.size, grid=grid)
+
+
+@pytest.mark.parametrize(("name", "special"), [("AssignedVit", 1), ("AssignedPickedVit", 1), ("ManySpecialVit", 24)])
+def test_special_tokens_may_be_put_anyhow(case: Callable[[str, str], Case], name: str, special: int) -> None:
+    """By an assignment to a slice; and as many as there are patches, made of the picture."""
+    net, path = case(name, "script")
+    layers = exposed(path, net.size, grid=(4, 6))[1].layers
+    assert [(layer.grid, layer.special_tokens) for layer in layers] == [((4, 6), SpecialTokens(count=special))] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "right", "sentence"),
     [

@@ -88,7 +88,8 @@ def _attention(
     else:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
-        weights = scores.softmax(-1).masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
+        weights = scores.softmax(-1)
+        weights = weights.masked_fill(weights.isnan(), 0)  # as the gradient of a softmax knows it
     return torch.dropout(weights, dropout_p, dropout_p > 0) @ value
 
 

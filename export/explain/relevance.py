@@ -96,8 +96,7 @@ def add_relevance(model: ir.Model, classifier: Classifier) -> Explained:
     graph does not have what it needs (see `stream`). An index that is neither a class nor a rank (TOP and below, down
     to minus the number of classes) stops the run.
 
-    Raises BundleError where there are none, with the reason of each, and where an operator
-    on the way has no gradient.
+    Raises BundleError where there are none, with the reason of each, and where an operator on the way has no gradient.
     """
     maps, why_not = possible(model, classifier.layers, classifier.pooling)
     if not maps:

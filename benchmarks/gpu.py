@@ -20,22 +20,20 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.machine import machine, versions
-from benchmarks.relevance import Run, in_turns
-from benchmarks.sessions import LOGITS, Feed, feed_of
+from benchmarks.relevance import Run, in_turns, run_of
+from benchmarks.sessions import LOGITS, feed_of, open_labels, open_maps
 from benchmarks.stats import median_interval, paired_ratio
 from benchmarks.works import CACHE, ROOT, works
 from saccade.bundle import Bundle, open_bundle
 from saccade.errors import SaccadeError
 from saccade.golden import check_golden_maps
-from service.placement import CPU, RECORD
-from service.relevance import SHARED, left_out
+from service.placement import CPU
 from service.session import (
     CLASS_INDEX,
     PROVIDER_OPTIONS,
     OnnxRunner,
     check_providers,
     load_head,
-    open_session,
     switches_of,
 )
 
@@ -60,21 +58,11 @@ def bundles(variants: Path) -> dict[str, Bundle]:
     return {name: open_bundle(folder) for name, folder in found.items() if folder.is_dir()}
 
 
-def open_both(bundle: Bundle, provider: str) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]:
-    """Sessions of model.onnx and of relevance.onnx, as the service has them."""
-    labels = open_session(bundle.manifest, bundle.graph, [provider], 1, False, entries=RECORD)
-    maps = open_session(
-        bundle.manifest, bundle.relevance, [provider], 1, False, entries={**SHARED, **RECORD}, warnings=False,
-        without=left_out(bundle, provider),
-    )  # fmt: skip
-    return labels, maps
-
-
 def hold_to_golden(bundle: Bundle, provider: str) -> str:
     """Empty where the service would start and explain with it, else what it says."""
     try:
         OnnxRunner(bundle, [provider], 1, head=load_head(bundle))
-        _, maps = open_both(bundle, provider)
+        maps = open_maps(bundle, 1, provider)
 
         def explain(pixels: Any, class_index: Any) -> dict[str, Any]:
             names = [output.name for output in maps.get_outputs()]
@@ -89,7 +77,7 @@ def hold_to_golden(bundle: Bundle, provider: str) -> str:
 
 def answers(bundle: Bundle, provider: str, class_index: np.ndarray[Any, np.dtype[np.int64]]) -> Answers:
     """Of relevance.onnx: everything that it gives."""
-    _, maps = open_both(bundle, provider)
+    maps = open_maps(bundle, 1, provider)
     names = [output.name for output in maps.get_outputs()]
     feed = {**feed_of(bundle, PICTURES), CLASS_INDEX: class_index, **switches_of(bundle.manifest, names)}
     return dict(zip(names, maps.run(names, feed), strict=True))
@@ -111,14 +99,14 @@ def agreement(seen: Answers, expected: Answers, maps: Sequence[str]) -> dict[str
 
 def costs(bundle: Bundle, provider: str, batch: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of labels alone, and of labels with a map of one class over that, in the same round."""
-    labels, maps = open_both(bundle, provider)
+    labels, maps = open_labels(bundle, 1, provider), open_maps(bundle, 1, provider)
     assert bundle.manifest.maps.gradients is not None
     names = bundle.manifest.maps.gradients.names
     plain = feed_of(bundle, batch)
-    runs = {LOGITS: _run(labels, [LOGITS], plain)}
+    runs = {LOGITS: run_of(labels, [LOGITS], plain)}
     for name in names:
         feed = {**plain, CLASS_INDEX: np.full((batch, 1), -1), **switches_of(bundle.manifest, [name])}
-        runs[name] = _run(maps, [LOGITS, name], feed)
+        runs[name] = run_of(maps, [LOGITS, name], feed)
     seconds = in_turns(runs, rounds)
     alone = seconds[LOGITS]
     return {
@@ -130,7 +118,7 @@ def costs(bundle: Bundle, provider: str, batch: int, rounds: int) -> dict[str, A
 def against(ours: Bundle, theirs: Bundle, provider: str, batch: int, rounds: int) -> dict[str, float]:
     """Time of labels of one over that of the other."""
     runs = {
-        name: _run(open_both(bundle, provider)[0], [LOGITS], feed_of(bundle, batch))
+        name: run_of(open_labels(bundle, 1, provider), [LOGITS], feed_of(bundle, batch))
         for name, bundle in (("ours", ours), ("theirs", theirs))
     }
     seconds = in_turns(runs, rounds)
@@ -143,12 +131,12 @@ def options_of(bundle: Bundle, provider: str, rounds: int) -> dict[str, Any]:
     """
     feed, found, first = feed_of(bundle, 8), {}, {}
     runs: dict[str, Run] = {}
-    exact = open_session(bundle.manifest, bundle.graph, [CPU], 1, False).run([LOGITS], feed)[0]
+    exact = open_labels(bundle, 1).run([LOGITS], feed)[0]
     for name, options in (("ours", PROVIDER_OPTIONS.get(provider, {})), ("default", {})):
         session = onnxruntime.InferenceSession(str(bundle.graph), providers=[(provider, options)])
         session.run([LOGITS], feed_of(bundle, 32))
         first[name] = max(_first_run(session, bundle, size) for size in SIZES)
-        runs[name] = _run(session, [LOGITS], feed)
+        runs[name] = run_of(session, [LOGITS], feed)
         found[f"{name} error"] = float(np.abs(session.run([LOGITS], feed)[0] - exact).max() / np.abs(exact).max())
     seconds = in_turns(runs, rounds)
     return {"times": paired_ratio(seconds["default"], seconds["ours"])._asdict(), "first": first, **found}
@@ -176,10 +164,6 @@ def device() -> str:
         return "none"
 
 
-def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Feed) -> Run:
-    return lambda: session.run(list(outputs), feed)
-
-
 def measure(bundle: Bundle, source: Bundle, provider: str, batches: Sequence[int], rounds: int) -> dict[str, Any]:
     """All of one bundle, as it stands in the file; `source` is the float32 one, which may be the same."""
     assert source.manifest.maps.gradients is not None
@@ -189,8 +173,9 @@ def measure(bundle: Bundle, source: Bundle, provider: str, batches: Sequence[int
         order = np.argsort(-expected[LOGITS], 1, kind="stable")[:, :CLASSES]
         asked, expected = order, answers(source, CPU, order)
     found: dict[str, Any] = {"golden": hold_to_golden(bundle, provider)}
-    labels, maps = open_both(bundle, provider)
-    found["left"] = {"model.onnx": left_to_the_cpu(labels), "relevance.onnx": left_to_the_cpu(maps)}
+    labels, maps = open_labels(bundle, 1, provider), open_maps(bundle, 1, provider)
+    if provider != CPU:
+        found["left"] = {"model.onnx": left_to_the_cpu(labels), "relevance.onnx": left_to_the_cpu(maps)}
     found["agreement"] = agreement(answers(bundle, provider, asked), expected, source.manifest.maps.gradients.names)
     found["costs"] = {str(batch): costs(bundle, provider, batch, rounds) for batch in batches}
     if bundle is source:

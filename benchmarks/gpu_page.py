@@ -4,9 +4,10 @@ python -m benchmarks.gpu_page        # docs/gpu.json, and the words of docs/gpu.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.relevance_tables import interval, table
 from benchmarks.works import ROOT
 
 PAGE, FILE = ROOT / "docs/gpu.md", ROOT / "docs/gpu.json"
@@ -21,23 +22,23 @@ def tables(results: Results) -> dict[str, str]:
     batches = list(next(iter(models.values()))["costs"])
     return {
         "machine": _machine(results),
-        "agreement": _table(
+        "agreement": table(
             ["model", "golden check", "logits", "attention", *MAPS],
             [[name, "passed" if not one["golden"] else "failed", *_errors(one["agreement"])]
              for name, one in models.items()] + failed,
         ),
-        "costs": _table(
+        "costs": table(
             ["model", "batch", "labels alone", *MAPS],
             [[name, batch, f"{one['costs'][batch]['milliseconds']['median']:.2f} ms",
               *(_ratio(one["costs"][batch]["times"].get(key)) for key in MAPS)]
              for name, one in models.items() for batch in batches],
         ),
-        "float16": _table(
+        "float16": table(
             ["model", *(f"batch {batch}" for batch in batches)],
             [[name, *(_ratio(one["over float32"][batch]) for batch in batches)]
              for name, one in models.items() if "over float32" in one],
         ),
-        "options": _table(
+        "options": table(
             ["model", "time, default over ours", "error of the logits, default", "ours",
              "slowest first batch, default", "ours"],
             [[name, _ratio(one["options"]["times"]), f"{one['options']['default error']:.0e}",
@@ -78,12 +79,7 @@ def _errors(found: Results) -> list[str]:
 
 
 def _ratio(one: Results | None) -> str:
-    return "" if one is None else f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+    return "" if one is None else interval(one)
 
 
 def main() -> None:

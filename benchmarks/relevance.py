@@ -58,10 +58,10 @@ def costs(bundle: Bundle, batch: int, threads: int, rounds: int) -> dict[str, An
     """Times of each question over those of labels alone, in the same round; and what each further class adds."""
     names = _names(bundle)
     labels, maps = open_labels(bundle, threads), open_maps(bundle, threads)
-    runs: dict[str, Run] = {LOGITS: _run(labels, [LOGITS], feed_of(bundle, batch))}
+    runs: dict[str, Run] = {LOGITS: run_of(labels, [LOGITS], feed_of(bundle, batch))}
     for question in (Question(what, classes) for what in (*names, ALL) for classes in CLASSES):
         asked = [LOGITS, *(names if question.maps == ALL else [question.maps])]
-        runs[question.key] = _run(maps, asked, maps_feed_of(bundle, batch, question.classes, asked))
+        runs[question.key] = run_of(maps, asked, maps_feed_of(bundle, batch, question.classes, asked))
     seconds = in_turns(runs, rounds)
     alone = seconds.pop(LOGITS)
     found: dict[str, Any] = {"milliseconds": 1000 * float(np.median(alone)), "times": {}, "further": {}}
@@ -81,7 +81,7 @@ def prepacking(bundle: Bundle, rounds: int) -> dict[str, Any]:
     """
     asked = [LOGITS, *_names(bundle)]
     feed = maps_feed_of(bundle, 1, 1, asked)
-    runs = {name: _run(open_maps(bundle, 1, shared=name == "shared"), asked, feed) for name in ("shared", "default")}
+    runs = {name: run_of(open_maps(bundle, 1, shared=name == "shared"), asked, feed) for name in ("shared", "default")}
     seconds = in_turns(runs, rounds)
     return paired_ratio(seconds["default"], seconds["shared"])._asdict()
 
@@ -110,7 +110,8 @@ def _names(bundle: Bundle) -> list[str]:
     return list(bundle.manifest.maps.gradients.names)
 
 
-def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Feed) -> Run:
+def run_of(session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Feed) -> Run:
+    """What one sample times."""
     return lambda: session.run(list(outputs), feed)
 
 

@@ -28,9 +28,9 @@ def cost_section(results: Results) -> str:
         f"ONNX Runtime {machine['packages']['onnxruntime']}; medians of {results['rounds']} rounds, "
         f"each with an interval that holds the true median with probability {_coverage(models):.0%} or more."
     ).replace("%", " %")
-    times = _table(["model", "threads, batch", "labels alone", "maps", "1 class", "3 classes", "each further class"],
+    times = table(["model", "threads, batch", "labels alone", "maps", "1 class", "3 classes", "each further class"],
                    [row for name, one in models.items() for row in _times(name, one)])  # fmt: skip
-    memory = _table(
+    memory = table(
         ["model", "weights", "relevance.onnx", "labels open", "both open", "if copied", "both once run",
          "time if copied"],
         [_memory(name, one) for name, one in models.items()],
@@ -52,8 +52,8 @@ def _times(name: str, model: Results) -> list[list[str]]:
         for maps in (*model["maps"], "all"):
             one, three = (cost["times"][f"{maps}/{classes}"] for classes in (1, 3))
             rows.append([
-                name, f"{threads}, {batch}", f"{cost['milliseconds']:.1f} ms", maps, _interval(one), _interval(three),
-                _interval(cost["further"][maps]),
+                name, f"{threads}, {batch}", f"{cost['milliseconds']:.1f} ms", maps, interval(one), interval(three),
+                interval(cost["further"][maps]),
             ])  # fmt: skip
     return rows
 
@@ -64,7 +64,7 @@ def _memory(name: str, model: Results) -> list[str]:
     return [
         name, f"{weights / 2**20:.1f} MiB", f"{graph / 1000:.0f} kB", f"{labels['open'] / 2**20:.1f}",
         _over(both["open"], labels["open"]), _over(copied["open"], labels["open"]), _over(both["run"], labels["run"]),
-        _interval(model["prepacking"]),
+        interval(model["prepacking"]),
     ]  # fmt: skip
 
 
@@ -87,10 +87,12 @@ def _shares(times: Mapping[str, float], whole: float) -> str:
     return f"{total / whole:.0%}: {', '.join([*named, f'others {rest / whole:.0%}'])}".replace("%", " %")
 
 
-def _interval(one: Results) -> str:
+def interval(one: Results) -> str:
+    """A median, and what holds the true one."""
     return f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown has it."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])

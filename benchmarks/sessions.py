@@ -19,18 +19,21 @@ Feed = dict[str, NDArray[Any]]
 _SEED = 23
 
 
-def open_labels(bundle: Bundle, threads: int) -> onnxruntime.InferenceSession:
+def open_labels(bundle: Bundle, threads: int, provider: str = CPU) -> onnxruntime.InferenceSession:
     """model.onnx."""
-    return open_session(bundle.manifest, bundle.graph, [CPU], threads, False)
+    return open_session(bundle.manifest, bundle.graph, [provider], threads, False)
 
 
-def open_maps(bundle: Bundle, threads: int, *, shared: bool = True) -> onnxruntime.InferenceSession:
+def open_maps(
+    bundle: Bundle, threads: int, provider: str = CPU, *, shared: bool = True
+) -> onnxruntime.InferenceSession:
     """relevance.onnx; not `shared`: by ONNX Runtime's defaults, which make copies of the weights."""
     if not shared:
-        return open_session(bundle.manifest, bundle.relevance, [CPU], threads, False)
+        return open_session(bundle.manifest, bundle.relevance, [provider], threads, False)
     return open_session(
-        bundle.manifest, bundle.relevance, [CPU], threads, False, entries=SHARED, without=left_out(bundle, CPU)
-    )
+        bundle.manifest, bundle.relevance, [provider], threads, False, entries=SHARED, warnings=False,
+        without=left_out(bundle, provider),
+    )  # fmt: skip
 
 
 def feed_of(bundle: Bundle, batch: int) -> Feed:
